@@ -1,0 +1,1 @@
+"""The five published methods, and the baseline they are all compared with."""
