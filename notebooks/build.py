@@ -1,0 +1,91 @@
+"""Make the notebooks that people open from their text masters.
+
+    python notebooks/build.py                  every notebook: convert, execute, write
+    python notebooks/build.py 10 20            only those whose number starts so
+    python notebooks/build.py --no-execute     sources only (keeps no outputs)
+
+`notebooks/src/NN_name.py` (py:percent, reviewed and linted as Python) becomes `notebooks/NN_name.ipynb`,
+executed with the defaults of its parameters cell, and, where cells carry the tag `solution`,
+`notebooks/exercises/NN_name.ipynb` with those cells emptied. Cell ids are made from names and positions, so
+building twice changes nothing but what the code itself changes. A cell with the tag `solution` keeps what
+stands above its line `# SOLUTION`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).resolve().parent
+SOURCES = NOTEBOOKS / "src"
+EXERCISES = NOTEBOOKS / "exercises"
+MARKER = "# SOLUTION"
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+
+
+def masters(numbers: list[str] | None = None) -> list[Path]:
+    """The text masters in order, all of them or those whose names start with one of `numbers`."""
+    paths = sorted(SOURCES.glob("[0-9][0-9]_*.py"))
+    return [p for p in paths if not numbers or p.name.startswith(tuple(numbers))]
+
+
+def to_notebook(master: Path) -> nbformat.NotebookNode:
+    """A notebook without outputs, the same bytes each time."""
+    notebook = jupytext.read(master)
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    for position, cell in enumerate(notebook.cells):
+        cell.id = hashlib.sha256(f"{master.stem}/{position}".encode()).hexdigest()[:8]
+    return notebook
+
+
+def to_exercise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    """The learner's copy: cells tagged `solution` lose what follows the marker. None where there are none."""
+    exercise = nbformat.from_dict(notebook)
+    found = False
+    for cell in exercise.cells:
+        if "solution" not in cell.metadata.get("tags", []):
+            continue
+        if MARKER not in cell.source:
+            raise ValueError(f"a cell tagged `solution` has no line `{MARKER}`: {cell.source[:60]!r}")
+        cell.source = cell.source.split(MARKER)[0].rstrip() + "\n    ...  # your code"
+        found = True
+    return exercise if found else None
+
+
+def execute(notebook: nbformat.NotebookNode) -> None:
+    """Run in `notebooks/`, as a person in JupyterLab would, and drop what differs from run to run."""
+    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            output.get("metadata", {}).pop("execution", None)
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("numbers", nargs="*")
+    parser.add_argument("--no-execute", action="store_true")
+    arguments = parser.parse_args()
+    EXERCISES.mkdir(exist_ok=True)
+    for master in masters(arguments.numbers):
+        start = time.perf_counter()
+        notebook = to_notebook(master)
+        exercise = to_exercise(to_notebook(master))
+        if exercise is not None:
+            nbformat.write(exercise, EXERCISES / f"{master.stem}.ipynb")
+        if not arguments.no_execute:
+            execute(notebook)
+        target = NOTEBOOKS / f"{master.stem}.ipynb"
+        nbformat.write(notebook, target)
+        print(f"{target.name:36s} {time.perf_counter() - start:6.1f} s {target.stat().st_size / 1e3:8.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Every notebook runs top to bottom through papermill at PRESET=tiny, and its numbers stay in their bands."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BANDS = json.loads((ROOT / "tests" / "notebook_bands.json").read_text())
+
+spec = importlib.util.spec_from_file_location("notebooks_build", ROOT / "notebooks" / "build.py")
+assert spec is not None and spec.loader is not None
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+
+MASTERS = build.masters()
+NAMES = [master.stem for master in MASTERS]
+
+
+def sources(notebook: nbformat.NotebookNode) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(c.cell_type, c.source, tuple(c.metadata.get("tags", []))) for c in notebook.cells]
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_and_numbers_stay_in_bands(name: str, tmp_path: Path) -> None:
+    """A notebook writes what it measured to OUT_DIR/numbers.json; notebook_bands.json says what is credible."""
+    papermill.execute_notebook(
+        ROOT / "notebooks" / f"{name}.ipynb",
+        tmp_path / f"{name}.ipynb",
+        parameters={"PRESET": "tiny", "OUT_DIR": str(tmp_path / "out")},
+        cwd=str(ROOT / "notebooks"),
+        progress_bar=False,
+    )
+    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert BANDS[name], "every notebook states at least one number"
+    for key, (low, high) in BANDS[name].items():
+        assert low <= numbers[key] <= high, f"{key} = {numbers[key]}, outside [{low}, {high}]"
+
+
+@pytest.mark.parametrize("master", MASTERS, ids=NAMES)
+def test_notebook_is_made_from_its_text_master(master: Path) -> None:
+    committed = nbformat.read(ROOT / "notebooks" / f"{master.stem}.ipynb", as_version=4)
+    assert sources(committed) == sources(build.to_notebook(master)), "run `make notebooks`"
+    assert [c.id for c in committed.cells] == [c.id for c in build.to_notebook(master).cells]
+
+
+@pytest.mark.parametrize("master", MASTERS, ids=NAMES)
+def test_exercise_is_derived_from_the_solution(master: Path) -> None:
+    exercise = build.to_exercise(build.to_notebook(master))
+    path = ROOT / "notebooks" / "exercises" / f"{master.stem}.ipynb"
+    assert path.exists() == (exercise is not None)
+    if exercise is not None:
+        assert sources(nbformat.read(path, as_version=4)) == sources(exercise), "run `make notebooks`"
+        assert not any(build.MARKER in c.source for c in exercise.cells)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_outputs_are_complete_and_light(name: str) -> None:
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    assert path.stat().st_size <= 1_000_000
+    notebook = nbformat.read(path, as_version=4)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert all(c.execution_count for c in code), "every cell was executed"
+    outputs = [o for c in code for o in c.outputs]
+    assert not any(o.output_type == "error" for o in outputs)
+    assert any("image/png" in o.get("data", {}) for o in outputs), "at least one figure survives on GitHub"
+
+
+def test_there_are_notebooks_and_each_has_a_parameters_cell() -> None:
+    assert len(MASTERS) >= 5
+    for master in MASTERS:
+        tagged = [c for c in build.to_notebook(master).cells if "parameters" in c.metadata.get("tags", [])]
+        assert len(tagged) == 1, master.name
+        for word in ("PRESET", "DEVICE", "SEED", "OUT_DIR"):
+            assert word in tagged[0].source, f"{master.name} misses {word}"
+
+
+def test_no_committed_notebook_without_a_master() -> None:
+    assert sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb")) == NAMES
