@@ -1,0 +1,442 @@
+"""Fitting by optimisation: the baseline that all five papers compare with (Garrido 2013, Thies 2016).
+
+Pose, shape and expression from 68 landmarks first; then, coarse to fine, colours of visible vertices,
+landmarks and the model's prior together, by Levenberg-Marquardt with the Jacobians of `residuals.py`:
+
+    E = (N / σ_c²) Σ_v ω_v ρ(|c_v - I(u_v)|) + Σ_k w_k |u_k - l_k|² / σ_l² + |α|² + |β|² + |δ|² + E_light
+
+It is a maximum a posteriori estimate: coefficients are in standard deviations, σ_c and σ_l are what we
+expect of colours (sRGB) and of a landmark detector (pixels at 240 px), and N says how many independent
+observations a face's pixels are worth. `fit_adam` is the teacher's version of the same energy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import roma
+import torch
+from torch import Tensor
+
+from facelab.camera import PerspectiveCamera
+from facelab.colour import srgb_to_linear
+from facelab.errors import ParameterError
+from facelab.geometry import vertex_normals
+from facelab.illumination import SphericalHarmonicsLight, sh_basis
+from facelab.image_formation import Picture, render
+from facelab.methods.residuals import (
+    ROBUST_SCALE,
+    SHARED,
+    Estimate,
+    VertexBases,
+    robust_weights,
+    shrink,
+    unknowns,
+    visible_vertices,
+)
+from facelab.morphable_model import MorphableModel
+from facelab.photos import Crop, LandmarkDetector, crop_face, find_face
+
+JAW = slice(0, 17)
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Weights and schedule. Pixels and sizes are those of the square crop."""
+
+    size: int = 240
+    focal: float = 3.5  # in crop widths: a head crop taken from about 0.9 m
+    identity: int = 80
+    expression: int = 64
+    albedo: int = 80
+    landmark_sigma: float = 2.0  # px at 240
+    jaw_sigma: float = 4.0  # px at 240: detectors guess the jaw along its line
+    colour_sigma: float = 0.05  # sRGB
+    observations: float = 1000.0  # N: independent colour observations in a face
+    light_chroma_sigma: float = 0.15  # coloured light is rare, coloured skin is not
+    landmark_iterations: int = 12
+    levels: tuple[tuple[int, int, int], ...] = ((60, 0, 6), (120, 1, 6), (240, 1, 4))
+    """(size in pixels, subdivisions of the mesh, iterations), coarse to fine."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A reconstruction: the estimate, and what is needed to draw it."""
+
+    estimate: Estimate
+    model: MorphableModel
+    settings: Settings
+    energies: list[float] = field(default_factory=list)
+    crop: Crop | None = None
+
+    def camera(self, size: int | None = None) -> PerspectiveCamera:
+        """The camera of the crop, drawn at `size` pixels (default: the size that was fitted)."""
+        size = size or self.settings.size
+        return self.estimate.camera(self.settings.focal * size, size)
+
+    def vertices(self, model: MorphableModel | None = None) -> Tensor:
+        """(V, 3) mm in model space, for any level of detail of the same model."""
+        return _fitted_part(model or self.model, self.estimate).vertices(
+            self.estimate.identity, self.estimate.expression
+        )
+
+    def landmarks(self, size: int | None = None) -> Tensor:
+        """(68, 2) pixels: the model's own landmarks, projected."""
+        points = self.model.landmarks(self.vertices(), self.estimate.rotation)
+        return self.camera(size).project(points)[:, :2]
+
+    def render(self, size: int | None = None, model: MorphableModel | None = None) -> Picture:
+        """Draw the estimate, on black."""
+        size = size or self.settings.size
+        model = _fitted_part(model or self.model, self.estimate)
+        diffuse, _ = model.albedo(self.estimate.albedo)
+        light = SphericalHarmonicsLight(self.estimate.light)
+        return render(
+            self.vertices(model), model.triangles, self.camera(size), light, diffuse, None, size, size
+        )
+
+
+def _fitted_part(model: MorphableModel, estimate: Estimate) -> MorphableModel:
+    return model.truncate(len(estimate.identity), len(estimate.expression), len(estimate.albedo))
+
+
+# ------------------------------------------------------------------------------------------- first guesses
+
+
+def initial_pose(model: MorphableModel, landmarks: Tensor, focal: float, size: int) -> tuple[Tensor, Tensor]:
+    """Rotation (3, 3) and translation (3,) of the mean face from (68, 2) landmarks, without iterations.
+
+    A scaled orthographic camera by linear least squares over the 51 inner points (POS, DeMenthon and Davis
+    1995), its rows made orthonormal, its scale turned into a distance.
+    """
+    points = model.landmarks(model.mean)[17:]
+    middle = points.mean(0)
+    target = landmarks[17:] * landmarks.new_tensor([1.0, -1.0])
+    rows = torch.linalg.lstsq(points - middle, target - target.mean(0)).solution.T  # (2, 3)
+    rotation = roma.special_procrustes(torch.cat([rows, torch.linalg.cross(rows[:1], rows[1:])], 0))
+    depth = focal / (rows.norm(dim=1).mean())
+    centre = landmarks[17:].mean(0) - size / 2
+    offset = torch.stack([centre[0] * depth / focal, -centre[1] * depth / focal, -depth])
+    return rotation, offset - rotation @ middle
+
+
+def initial_light(bases: VertexBases, estimate: Estimate, camera: PerspectiveCamera, image: Tensor) -> Tensor:
+    """SH light (9, 3) that explains the photograph if the skin is average: ridge regression, linear RGB."""
+    model = bases.model
+    vertices = model.vertices(estimate.identity, estimate.expression)
+    seen = visible_vertices(model, vertices, camera, image.shape[-1])
+    if len(seen) < 50:
+        raise ParameterError("The face is almost outside the picture; crop the photo around the face.")
+    column, row = camera.project(vertices[seen])[:, :2].long().unbind(-1)
+    observed = srgb_to_linear(image[:, row, column].T)
+    basis = sh_basis(vertex_normals(vertices, model.triangles)[seen] @ estimate.rotation.T)
+    diffuse = (model.albedo_mean[seen, :3] + bases.albedo[seen] @ estimate.albedo).clamp(min=0.004)
+    light = []
+    ridge = basis.new_full((9,), 0.05 * len(seen) * float(diffuse.mean()) ** 2)
+    ridge[0] = 0.0
+    for channel in range(3):
+        design = diffuse[:, channel, None] * basis
+        light.append(torch.linalg.solve(design.T @ design + ridge.diag(), design.T @ observed[:, channel]))
+    return torch.stack(light, -1)
+
+
+# ------------------------------------------------------------------------------------------------ solver
+
+
+@dataclass(frozen=True)
+class View:
+    """One photograph of the person, cropped."""
+
+    landmarks: Tensor  # (68, 2) px of the crop
+    image: Tensor | None = None  # (3, S, S) sRGB at the size that is compared; None: landmarks only
+
+
+@dataclass(frozen=True)
+class NormalEquations:
+    """A quadratic model of the energy around an estimate: float64."""
+
+    energy: float
+    hessian: Tensor  # J'J, (P, P)
+    gradient: Tensor  # J'r, (P,)
+
+
+class Problem:
+    """Energy of one person's photographs; identity and albedo are common, everything else is per photograph.
+
+    The unknowns are the shared ones followed by each photograph's own, in the order of `residuals.unknowns`.
+    """
+
+    def __init__(self, bases: VertexBases, views: Sequence[View], settings: Settings) -> None:
+        self.bases, self.views, self.settings = bases, list(views), settings
+        layout = bases.layout
+        self.shared = sum(layout.sizes[name] for name in SHARED)
+        self.own = layout.size - self.shared
+
+    def _columns(self, view: int) -> Tensor:
+        """Where the unknowns of one photograph are among all."""
+        return torch.cat([torch.arange(self.shared), self.shared + view * self.own + torch.arange(self.own)])
+
+    def linearise(self, estimates: Sequence[Estimate]) -> NormalEquations:
+        """Energy, J'J and J'r at the estimates."""
+        total = self.shared + self.own * len(self.views)
+        hessian = torch.zeros(total, total, dtype=torch.float64)
+        gradient = torch.zeros(total, dtype=torch.float64)
+        prior = torch.cat([estimates[0].identity, estimates[0].albedo]).double().cpu()
+        hessian.diagonal()[: self.shared] += 1
+        gradient[: self.shared] += prior
+        energy = float(prior.square().sum())
+        for i, (view, estimate) in enumerate(zip(self.views, estimates)):
+            part = self._one_view(view, estimate)
+            columns = self._columns(i)
+            hessian[columns[:, None], columns] += part.hessian
+            gradient[columns] += part.gradient
+            energy += part.energy
+        return NormalEquations(energy, hessian, gradient)
+
+    def _one_view(self, view: View, estimate: Estimate) -> NormalEquations:
+        layout, settings = self.bases.layout, self.settings
+        size = settings.size
+        camera = estimate.camera(settings.focal * size, size)
+        residual, jacobian = self.bases.landmark_residuals(estimate, camera, view.landmarks)
+        sigma = residual.new_full((68, 1), settings.landmark_sigma * size / 240)
+        sigma[JAW] = settings.jaw_sigma * size / 240
+        scaled = residual / sigma
+        rows = (jacobian / sigma[..., None]).flatten(0, 1)
+        energy = float(scaled.square().sum())
+        hessian, gradient = rows.T @ rows, rows.T @ scaled.flatten()
+        if view.image is not None:
+            level = view.image.shape[-1]
+            camera = estimate.camera(settings.focal * level, level)
+            residual, colour_jacobian, share = self.bases.photometric_residuals(estimate, camera, view.image)
+            assert colour_jacobian is not None
+            weight = share * settings.observations / settings.colour_sigma**2
+            # Geman-McClure's penalty |r|²/(1 + |r|²/s²) and the weights that make it a least-squares problem
+            robust = robust_weights(residual)
+            energy += float((weight * residual.square().sum(-1) * robust.sqrt()).sum())
+            root = (weight * robust).sqrt()[:, None]
+            rows = (colour_jacobian * root[..., None]).flatten(0, 1)
+            hessian = hessian + rows.T @ rows
+            gradient = gradient + rows.T @ (residual * root).flatten()
+            where, light = layout.slice("light"), estimate.light.flatten()
+            chroma = torch.block_diag(*[torch.eye(3) - 1 / 3] * 9).to(light) / settings.light_chroma_sigma**2
+            hessian[where, where] += chroma
+            gradient[where] += chroma @ light
+            energy += float(light @ chroma @ light)
+        where = layout.slice("expression")
+        hessian[where, where] += torch.eye(layout.sizes["expression"]).to(hessian)
+        gradient[where] += estimate.expression
+        energy += float(estimate.expression.square().sum())
+        return NormalEquations(energy, hessian.double().cpu(), gradient.double().cpu())
+
+    def move(self, estimates: Sequence[Estimate], step: Tensor) -> list[Estimate]:
+        """Every photograph's estimate after a step."""
+        split = self.bases.layout.split
+        return [e.moved(split(step[self._columns(i)].to(e.light))) for i, e in enumerate(estimates)]
+
+
+def levenberg_marquardt(
+    problem: Problem, estimates: Sequence[Estimate], iterations: int
+) -> tuple[list[Estimate], list[float]]:
+    """Minimise; a step that raises the energy is taken back and damped (Levenberg 1944, Marquardt 1963).
+
+    Args:
+        problem: the photographs of one person.
+        estimates: where to start, one per photograph.
+        iterations: steps that are tried.
+
+    Returns:
+        the estimates, and the energy at the start and after each accepted step.
+
+    Raises:
+        ParameterError: the estimates became NaN or infinite.
+    """
+    estimates, damping = list(estimates), 1e-3
+    system = problem.linearise(estimates)
+    energies = [system.energy]
+    for _ in range(iterations):
+        diagonal = system.hessian.diagonal()  # what no residual sees keeps its value, hence 1e-6
+        damped = system.hessian + torch.diag(damping * diagonal + 1e-6)
+        step = -torch.linalg.solve(damped, system.gradient)
+        if not bool(torch.isfinite(step).all()):
+            raise ParameterError("The fit diverged to NaN; check the landmarks and the picture.")
+        trial = problem.move(estimates, step)
+        moved = problem.linearise(trial)
+        if moved.energy <= system.energy * 1.001:  # other vertices come into sight: allow a little
+            estimates, system, damping = trial, moved, max(damping / 3, 1e-6)
+            energies.append(system.energy)
+        else:
+            damping *= 10
+    return estimates, energies
+
+
+# -------------------------------------------------------------------------------------------- whole fits
+
+
+def fit_landmarks(
+    model: MorphableModel, landmarks: Sequence[Tensor], settings: Settings | None = None
+) -> list[Fit]:
+    """Pose, identity and expression of one person from landmarks alone.
+
+    Args:
+        model: any level of detail.
+        landmarks: (68, 2) pixels in a square crop of `settings.size`, one per photograph.
+        settings: weights.
+
+    Returns:
+        one fit per photograph, with the average skin under white light.
+
+    Raises:
+        ParameterError: landmarks of another shape or not finite.
+    """
+    settings = settings or Settings()
+    model = model.truncate(settings.identity, settings.expression, settings.albedo)
+    focal = settings.focal * settings.size
+    estimates = []
+    for points in landmarks:
+        if points.shape != (68, 2) or not bool(torch.isfinite(points).all()):
+            raise ParameterError(f"Landmarks must be 68 finite points (68, 2), not {tuple(points.shape)}.")
+        zeros = {k: model.mean.new_zeros(v) for k, v in _sizes(model).items()}
+        rotation, translation = initial_pose(model, points.to(model.mean), focal, settings.size)
+        light = model.mean.new_zeros(9, 3)
+        light[0] = 3.0
+        estimates.append(Estimate(**zeros, rotation=rotation, translation=translation, light=light))
+    problem = Problem(VertexBases(model), [View(p.to(model.mean)) for p in landmarks], settings)
+    estimates, energies = levenberg_marquardt(problem, estimates, settings.landmark_iterations)
+    return [Fit(e, model, settings, energies) for e in estimates]
+
+
+def _sizes(model: MorphableModel) -> dict[str, int]:
+    return {
+        "identity": len(model.identity_basis),
+        "albedo": len(model.albedo_basis),
+        "expression": len(model.expression_basis),
+    }
+
+
+def fit_photos(
+    images: Sequence[Tensor],
+    landmarks: Sequence[Tensor],
+    model: MorphableModel | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> list[Fit]:
+    """Everything, from the crops of one person: landmarks first, then colours, coarse to fine.
+
+    Args:
+        images: (3, S, S) sRGB crops with S = `settings.size`.
+        landmarks: (68, 2) pixels in each crop.
+        model: the shipped model by default. One per level of detail is loaded as `settings.levels` says if
+            this is None; a given model is used at every level.
+        settings: weights and schedule.
+        progress: called with a sentence and the fraction done.
+
+    Returns:
+        one fit per crop; identity and albedo are the same in all.
+    """
+    settings = settings or Settings()
+    tell = progress or (lambda text, fraction: None)
+    for image in images:
+        if image.shape != (3, settings.size, settings.size):
+            size = settings.size
+            raise ParameterError(f"Crops must be (3, {size}, {size}), not {tuple(image.shape)}.")
+    details = {subdivisions for _, subdivisions, _ in settings.levels}
+    models = {n: model or MorphableModel.load(subdivisions=n) for n in details}
+    tell("landmarks", 0.0)
+    fits = fit_landmarks(models[settings.levels[0][1]], landmarks, settings)
+    estimates, energies = [fit.estimate for fit in fits], list(fits[0].energies)
+    done, total = 0, sum(level[2] for level in settings.levels)
+    fine = fits[0].model
+    for stage, (size, subdivisions, iterations) in enumerate(settings.levels):
+        tell(f"colours at {size} px", done / total)
+        fine = models[subdivisions].truncate(settings.identity, settings.expression, settings.albedo)
+        bases = VertexBases(fine)
+        smaller = [shrink(image.to(fine.mean), size) for image in images]
+        if stage == 0:
+            estimates = [
+                replace(e, light=initial_light(bases, e, e.camera(settings.focal * size, size), picture))
+                for e, picture in zip(estimates, smaller)
+            ]
+        views = [View(points.to(fine.mean), picture) for points, picture in zip(landmarks, smaller)]
+        estimates, more = levenberg_marquardt(Problem(bases, views, settings), estimates, iterations)
+        energies += more
+        done += iterations
+    tell("done", 1.0)
+    return [Fit(e, fine, settings, energies) for e in estimates]
+
+
+def fit_adam(image: Tensor, landmarks: Tensor, start: Fit, steps: int = 150, rate: float = 0.03) -> Fit:
+    """The teacher's version: the same kind of energy, per pixel, by automatic differentiation and Adam.
+
+    Args:
+        image: (3, S, S) sRGB crop with S = `start.settings.size`.
+        landmarks: (68, 2) pixels in the crop.
+        start: where to begin, from `fit_landmarks`.
+        steps: of Adam.
+        rate: step in standard deviations (and in radians / 3, in 30 mm, in units of light).
+
+    Returns:
+        the fit, with the energy at every step.
+    """
+    model, settings, size = start.model, start.settings, start.settings.size
+    layout = unknowns(model)
+    step = torch.zeros(layout.size, dtype=model.mean.dtype, device=model.mean.device, requires_grad=True)
+    units = {"rotation": 1 / 3, "translation": 30.0}
+    unit = layout.join(
+        {name: step.new_full((width,), units.get(name, 1.0)) for name, width in layout.sizes.items()}
+    )
+    sigma = step.new_full((68, 1), settings.landmark_sigma * size / 240)
+    sigma[JAW] = settings.jaw_sigma * size / 240
+    adam = torch.optim.Adam([step], lr=rate)
+    energies = []
+    for _ in range(steps):
+        estimate = start.estimate.moved(layout.split(step * unit))
+        fit = replace(start, estimate=estimate)
+        picture = fit.render()
+        distance = (picture.image - image).square().sum(0)[picture.mask[0] > 0.5]
+        colours = (distance / (1 + distance / ROBUST_SCALE**2)).mean()
+        chroma = estimate.light - estimate.light.mean(-1, keepdim=True)
+        energy = (
+            settings.observations / settings.colour_sigma**2 * colours
+            + ((fit.landmarks() - landmarks) / sigma).square().sum()
+            + (chroma / settings.light_chroma_sigma).square().sum()
+            + estimate.identity.square().sum()
+            + estimate.albedo.square().sum()
+            + estimate.expression.square().sum()
+        )
+        adam.zero_grad()
+        energy.backward()
+        adam.step()
+        energies.append(float(energy.detach()))
+    estimate = start.estimate.moved(layout.split((step * unit).detach()))
+    return replace(start, estimate=estimate, energies=energies)
+
+
+def reconstruct(
+    photo: Tensor | Sequence[Tensor],
+    model: MorphableModel | None = None,
+    settings: Settings | None = None,
+    detector: LandmarkDetector | None = None,
+    face: int | None = None,
+    progress: Progress | None = None,
+) -> list[Fit]:
+    """From photographs (3, H, W) of one person to fits: find the face, crop, fit.
+
+    Args:
+        photo: a picture or several of the same person.
+        model, settings, progress: see `fit_photos`.
+        detector: finds faces and landmarks; dlib by default.
+        face: which face of a picture with several; the largest by default.
+
+    Raises:
+        NoFaceError, FaceIndexError, ImageTooSmallError: see `photos.find_face`.
+    """
+    settings = settings or Settings()
+    pictures = [photo] if isinstance(photo, Tensor) else list(photo)
+    crops = []
+    for picture in pictures:
+        found = find_face(picture, detector=detector, index=face)
+        crops.append(crop_face(picture, found.landmarks, size=settings.size))
+    fits = fit_photos([c.image for c in crops], [c.landmarks for c in crops], model, settings, progress)
+    return [replace(fit, crop=crop) for fit, crop in zip(fits, crops)]
