@@ -78,7 +78,7 @@ def sample_skin(
         (mouth_line, MOUTH_LINE, 0.0),
         (nostrils, np.zeros(3, np.float32), 0.5),
         (_beard(rng, maps, person), person.hair, 0.55),
-        (_brows(rng, maps, person), 1.15 * person.hair, 0.5),
+        (_brows(rng, maps, person), 0.5 * (person.hair + DARK_HAIR) + 0.005, 0.5),
         (_lashes(rng, maps, person), LASHES, 0.4),
     ]
     specular = _specular(rng, maps, wrinkles)
