@@ -182,9 +182,9 @@ def _brows(rng: np.random.Generator, maps: SkinMaps, person: Person) -> Map:
     """
     feminine = person.feminine
     count = int(420 * np.clip(rng.normal(0.95 - 0.2 * feminine, 0.2), 0.4, 1.5))
-    thickness = np.clip(rng.normal(7.2 - 2.0 * feminine, 1.0), 3.0, 10.0)
-    arch = 7 * rng.normal(0.8 + 0.25 * feminine, 0.22)
-    start, height, length = rng.normal([11.5, 56.5, 38.0], [1.3, 1.2, 2.2])
+    thickness = np.clip(rng.normal(6.1 - 1.7 * feminine, 0.9), 3.0, 9.0)
+    arch = 7 * rng.normal(0.7 + 0.25 * feminine, 0.22)
+    start, height, length = rng.normal([11.5, 53.0, 38.0], [1.3, 1.2, 2.2])
     hair_length = np.clip(rng.normal(6.5 - 1.0 * feminine, 0.9), 3.5, 9.0)
     points = []
     for side in (-1, 1):

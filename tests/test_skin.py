@@ -199,7 +199,7 @@ def test_anatomy_shows(maps: SkinMaps) -> None:
     rng = np.random.default_rng(1)
     lips = (maps.lips > 0.9) & maps.valid & (maps.mouth_distance > 4)
     cheek = (maps.region["cheek"] > 0.6) & maps.valid
-    brow = maps.valid & (abs(maps.side - 28) < 8) & (abs(maps.y - 62) < 3)
+    brow = maps.valid & (abs(maps.side - 28) < 8) & (abs(maps.y - 58) < 3)
     jaw = maps.valid & (maps.beard > 0.8)
     shadow = {0.0: [], 1.0: []}
     for gender in [0.0, 1.0] * 10:
