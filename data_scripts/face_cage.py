@@ -53,14 +53,14 @@ def border_loop(quads: Ints, avoid: Ints) -> Ints:
 
 
 def ladder(loop: Ints, position: Floats) -> tuple[Ints, Ints]:
-    """Split an even loop, symmetric about x = 0, into an upper and a lower arc, both from -x to +x."""
+    """Split an even loop, symmetric about x = 0, into an upper and a lower arc of equal length, both from -x
+    to +x. Where the loop has a vertex at each corner, both arcs contain it."""
     middle = np.argsort(np.abs(position[loop, 0]))[:2]
-    top = int(middle[np.argmax(position[loop[middle], 1])])
-    loop = np.roll(loop, -top)
-    n = len(loop) // 2
-    quarter = (n - 1) // 2
-    upper = np.r_[loop[-quarter:], loop[: quarter + 1]]
-    lower = loop[quarter + 1 : -quarter][::-1]
+    loop = np.roll(loop, -int(middle[np.argmax(position[loop[middle], 1])]))  # from the top, once around
+    half = len(loop) // 2
+    reach = half // 2
+    upper = np.r_[loop[len(loop) - reach :], loop[: reach + 1]]
+    lower = loop[half - reach : half + reach + 1][::-1]
     if position[upper[0], 0] > 0:
         upper, lower = upper[::-1], lower[::-1]
     return upper, lower

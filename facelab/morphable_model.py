@@ -1,0 +1,446 @@
+"""A 3D morphable face model: shape, expression, diffuse and specular albedo as linear bases.
+
+    vertices = mean + sum_i alpha_i S_i + sum_j delta_j E_j        (Blanz and Vetter 1999)
+    albedo   = mean + sum_k beta_k A_k                             (diffuse RGB and specular F0 jointly)
+
+All bases are stored per standard deviation: the prior of every coefficient is N(0, 1).
+"""
+
+import hashlib
+import json
+import math
+import struct
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from facelab.errors import ModelFileError, ParameterError
+from facelab.subdivision import catmull_clark, triangulate
+
+REGIONS = ("skin", "lips", "lids", "eyes", "interior", "teeth")
+DEFAULT_MODEL = Path(__file__).parent / "data" / "face_model.safetensors"
+SKIN_F0 = 0.028  # reflectance of skin at normal incidence, where a model has no specular albedo
+MIN_DIFFUSE = 0.004
+
+
+def _empty() -> Tensor:
+    return torch.empty(0)
+
+
+@dataclass
+class MorphableModel:
+    """A face model of V vertices and T triangles, as tensors on one device.
+
+    Only `mean` and `triangles` are needed; every part that a converted model lacks may be left out.
+    Units: millimetres, linear reflectance. Raises ModelFileError if the shapes of the parts do not fit.
+    """
+
+    mean: Tensor
+    """(V, 3) mm."""
+    triangles: Tensor
+    """(T, 3) int64, counter-clockwise from outside."""
+    identity_basis: Tensor = field(default_factory=_empty)
+    """(Ki, V, 3) mm per standard deviation."""
+    expression_basis: Tensor = field(default_factory=_empty)
+    """(Ke, V, 3) mm per standard deviation, about the neutral face."""
+    identity_sigma: Tensor = field(default_factory=_empty)
+    """(Ki,) RMS displacement in mm of one standard deviation; computed from the basis if left out."""
+    expression_sigma: Tensor = field(default_factory=_empty)
+    """(Ke,) RMS displacement in mm."""
+    albedo_mean: Tensor = field(default_factory=_empty)
+    """(V, 4) linear diffuse RGB and specular F0. (V, 3) gets a constant F0 of 0.028; nothing gives grey."""
+    albedo_basis: Tensor = field(default_factory=_empty)
+    """(Ka, V, 4) per standard deviation ((Ka, V, 3) without specular)."""
+    albedo_sigma: Tensor = field(default_factory=_empty)
+    """(Ka,) RMS change of reflectance."""
+    details: Tensor = field(default_factory=_empty)
+    """(D, V, 4) albedo residuals of single skins (hair, pores) that the basis does not hold."""
+    uv: Tensor = field(default_factory=_empty)
+    """(U, 2) in [0, 1], origin at the lower left as in OBJ: texture row = (1 - v) * height."""
+    uv_triangles: Tensor = field(default_factory=_empty)
+    """(T, 3) int64 into `uv`."""
+    triangle_region: Tensor = field(default_factory=_empty)
+    """(T,) uint8 into `regions`; all skin if left out."""
+    mouth_cap: Tensor = field(default_factory=_empty)
+    """(C, 3) int64: triangles that close the opening between the lips (for the inner-mouth loss)."""
+    mirror: Tensor = field(default_factory=_empty)
+    """(V,) int64: the vertex on the other side of the face."""
+    landmark_triangles: Tensor = field(default_factory=_empty)
+    """(68,) int64: the triangle each landmark lies on."""
+    landmark_weights: Tensor = field(default_factory=_empty)
+    """(68, 3) barycentric weights."""
+    contour_rows: Tensor = field(default_factory=_empty)
+    """(17, R) int64: vertices across the cheek along which jaw landmark 0..16 slides; -1 fills up."""
+    actions: Tensor = field(default_factory=_empty)
+    """(N, Ke): expression coefficients of named facial actions at full strength."""
+    action_names: tuple[str, ...] = ()
+    regions: tuple[str, ...] = REGIONS
+    name: str = "unnamed"
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        v, t = len(self.mean), len(self.triangles)
+        options = {"dtype": self.mean.dtype, "device": self.mean.device}
+        for kind in ("identity", "expression"):
+            basis = getattr(self, f"{kind}_basis")
+            if basis.numel() == 0:
+                setattr(self, f"{kind}_basis", torch.zeros((0, v, 3), **options))
+            elif getattr(self, f"{kind}_sigma").numel() == 0:
+                setattr(self, f"{kind}_sigma", basis.square().sum(-1).mean(-1).sqrt())
+        if self.albedo_mean.numel() == 0:
+            self.albedo_mean = torch.full((v, 3), 0.4, **options)
+        if self.albedo_mean.shape[-1] == 3:
+            f0 = torch.full((v, 1), SKIN_F0, **options)
+            self.albedo_mean = torch.cat([self.albedo_mean, f0], -1)
+        if self.albedo_basis.numel() == 0:
+            self.albedo_basis = torch.zeros((0, v, 4), **options)
+        elif self.albedo_basis.shape[-1] == 3:
+            self.albedo_basis = torch.nn.functional.pad(self.albedo_basis, (0, 1))
+        if len(self.albedo_basis) and self.albedo_sigma.numel() == 0:
+            self.albedo_sigma = self.albedo_basis.square().mean((1, 2)).sqrt()
+        if self.triangle_region.numel() == 0:
+            self.triangle_region = torch.zeros(t, dtype=torch.uint8, device=self.mean.device)
+        self._check()
+
+    def _check(self) -> None:
+        v, t = len(self.mean), len(self.triangles)
+        expected: dict[str, tuple[int | None, ...]] = {
+            "mean": (v, 3),
+            "triangles": (t, 3),
+            "identity_basis": (None, v, 3),
+            "identity_sigma": (len(self.identity_basis),),
+            "expression_basis": (None, v, 3),
+            "expression_sigma": (len(self.expression_basis),),
+            "albedo_mean": (v, 4),
+            "albedo_basis": (None, v, 4),
+            "albedo_sigma": (len(self.albedo_basis),),
+            "details": (None, v, 4),
+            "uv": (None, 2),
+            "uv_triangles": (t, 3),
+            "triangle_region": (t,),
+            "mouth_cap": (None, 3),
+            "mirror": (v,),
+            "landmark_triangles": (68,),
+            "landmark_weights": (68, 3),
+            "contour_rows": (17, None),
+            "actions": (len(self.action_names), len(self.expression_basis)),
+        }
+        for name, shape in expected.items():
+            tensor = getattr(self, name)
+            if tensor.numel() == 0:
+                continue
+            fits = tensor.ndim == len(shape) and all(w in (None, g) for g, w in zip(tensor.shape, shape))
+            if not fits:
+                wanted = tuple("any" if size is None else size for size in shape)
+                raise ModelFileError(
+                    f"The face model's {name!r} has shape {tuple(tensor.shape)} instead of {wanted}; "
+                    "build or convert the model again."
+                )
+        limits = {"triangles": v, "mouth_cap": v, "mirror": v, "landmark_triangles": t, "contour_rows": v}
+        limits["uv_triangles"] = len(self.uv)
+        for name, limit in limits.items():
+            ids = getattr(self, name)
+            lowest = -1 if name == "contour_rows" else 0
+            if ids.numel() and (ids.min() < lowest or ids.max() >= limit):
+                raise ModelFileError(f"The face model's {name!r} points outside the mesh; build it again.")
+
+    # --- files ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        subdivisions: int = 1,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "MorphableModel":
+        """Load a model file; None means the open model that ships with facelab.
+
+        The shipped model is kept on a coarse quad mesh and refined by `subdivisions` (0, 1 or 2) Catmull-Clark
+        steps; other files hold triangles, which are taken as they are.
+        Raises ModelFileError if the file is missing, truncated, of a wrong structure, or does not have the
+        SHA-256 written in the file beside it (`<name>.sha256`; the shipped model must have one).
+        """
+        tensors, header = _read_checked(Path(path or DEFAULT_MODEL), must_have_digest=path is None)
+        try:
+            if "quads" in tensors:
+                parts = _refine(tensors, subdivisions)
+            else:
+                parts = {name: _decode(tensors, name) for name in tensors if not name.endswith(".scale")}
+            for name in ("regions", "action_names"):
+                if name in header:
+                    parts[name] = tuple(json.loads(header[name]))
+            allowed = {f.name for f in fields(cls)}
+            parts = {name: part for name, part in parts.items() if name in allowed}
+            model = cls(**parts, name=header.get("name", "unnamed"), metadata=header)
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise ModelFileError(f"The face model {path or DEFAULT_MODEL} lacks a part: {error!r}.") from error
+        return model.to(device, dtype)
+
+    def save(self, path: str | Path) -> None:
+        """Write this model as it is (no subdivision) and its SHA-256 beside it, for `load`."""
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self._tensors().items() if tensor.numel()}
+        header = {key: value for key, value in self.metadata.items() if key not in ("regions", "action_names")}
+        header |= {"name": self.name, "regions": json.dumps(self.regions)}
+        if self.action_names:
+            header["action_names"] = json.dumps(self.action_names)
+        data = save_tensors(tensors, header)
+        Path(path).write_bytes(data)
+        write_digest(Path(path), data)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+
+    def _replace(self, **parts: Any) -> "MorphableModel":
+        return MorphableModel(**({f.name: getattr(self, f.name) for f in fields(self)} | parts))
+
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> "MorphableModel":
+        """A copy on another device or with another floating-point type; index tensors stay integers."""
+        return self._replace(
+            **{
+                name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+                for name, tensor in self._tensors().items()
+            }
+        )
+
+    def truncate(
+        self, identity: int | None = None, expression: int | None = None, albedo: int | None = None
+    ) -> "MorphableModel":
+        """A model with the first components only (None keeps all). Raises ParameterError for too many."""
+        parts: dict[str, Any] = {}
+        for kind, count in (("identity", identity), ("expression", expression), ("albedo", albedo)):
+            if count is None:
+                continue
+            basis = getattr(self, f"{kind}_basis")
+            if not 0 <= count <= len(basis):
+                raise ParameterError(f"Cannot keep {count} of {len(basis)} {kind} components.")
+            parts[f"{kind}_basis"] = basis[:count]
+            parts[f"{kind}_sigma"] = getattr(self, f"{kind}_sigma")[:count]
+            if kind == "expression" and self.actions.numel():
+                parts["actions"] = self.actions[:, :count]
+        return self._replace(**parts)
+
+    # --- evaluation -----------------------------------------------------------------------------------------
+
+    def vertices(self, identity: Tensor | None = None, expression: Tensor | None = None) -> Tensor:
+        """Vertices (..., V, 3) in mm for identity (..., Ki) and expression (..., Ke) in standard deviations.
+
+        Leading dimensions broadcast. Raises ParameterError for a wrong size or values that are not finite.
+        """
+        result = self.mean
+        if identity is not None:
+            result = result + _combine("identity", identity, self.identity_basis)
+        if expression is not None:
+            result = result + _combine("expression", expression, self.expression_basis)
+        return result
+
+    def albedo(
+        self, coefficients: Tensor | None = None, detail: Tensor | int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Linear diffuse albedo (..., V, 3) in [0.004, 1] and specular F0 (..., V) in [0, 1].
+
+        `coefficients` (..., Ka) in standard deviations; `detail` (...) picks a residual from `details`
+        (hair, pores) and adds it. Raises ParameterError for a wrong size, a value that is not finite, or a
+        detail that does not exist.
+        """
+        result = self.albedo_mean
+        if coefficients is not None:
+            result = result + _combine("albedo", coefficients, self.albedo_basis)
+        if detail is not None:
+            index = torch.as_tensor(detail, device=self.mean.device)
+            if index.numel() and not (0 <= int(index.min()) and int(index.max()) < len(self.details)):
+                raise ParameterError(f"The model has {len(self.details)} albedo details; {detail} is not one.")
+            result = result + self.details[index]
+        return result[..., :3].clamp(MIN_DIFFUSE, 1), result[..., 3].clamp(0, 1)
+
+    def sample(
+        self,
+        count: int,
+        generator: torch.Generator,
+        identity_scale: float = 1.0,
+        expression_scale: float = 1.0,
+        albedo_scale: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """Draw coefficients {"identity": (count, Ki), "expression": (count, Ke), "albedo": (count, Ka)}.
+
+        Identity and albedo are N(0, scale²). So are expressions of models without named actions; with them,
+        an expression is a sparse mixture of one to four facial actions, because 64 independent normal
+        numbers contort every part of the face at once, which real faces do not.
+        """
+
+        def normal(basis: Tensor, scale: float) -> Tensor:
+            drawn = torch.randn((count, len(basis)), generator=generator, device=generator.device)
+            return (drawn * scale).to(self.mean)
+
+        identity = normal(self.identity_basis, identity_scale)
+        albedo = normal(self.albedo_basis, albedo_scale)
+        if len(self.actions) and len(self.expression_basis):
+            expression = self._sample_actions(count, generator) @ self.actions * expression_scale
+        else:
+            expression = normal(self.expression_basis, expression_scale)
+        return {"identity": identity, "expression": expression, "albedo": albedo}
+
+    def _sample_actions(self, count: int, generator: torch.Generator) -> Tensor:
+        """Strengths (count, N) in [0, 1] of one to four random actions each; the two sides of the face act
+        together in most draws."""
+        device = generator.device
+        base = [name.replace("Left", "").replace("Right", "").replace("-left", "").replace("-right", "")
+                for name in self.action_names]  # fmt: skip
+        groups = {name: i for i, name in enumerate(dict.fromkeys(base))}
+        members = torch.tensor([groups[name] for name in base], device=device)
+        shuffled = torch.rand((count, len(groups)), generator=generator, device=device).argsort(-1)
+        active = torch.randint(1, 5, (count, 1), generator=generator, device=device)
+        strength = torch.rand((count, len(groups)), generator=generator, device=device) ** 1.5
+        strength = torch.where(shuffled < active, 0.8 * strength, 0.0)
+        one_sided = torch.rand((count, len(groups)), generator=generator, device=device) < 0.2
+        right_acts = torch.rand((count, len(groups)), generator=generator, device=device) < 0.5
+        is_right = torch.tensor(["right" in name.lower() for name in self.action_names], device=device)
+        paired = torch.bincount(members, minlength=len(groups))[members] > 1
+        silent = paired & one_sided[:, members] & (right_acts[:, members] != is_right)
+        return torch.where(silent, 0.0, strength[:, members]).to(self.mean)
+
+    def landmarks(self, vertices: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """The 68 landmarks (..., 68, 3) of `vertices` (..., V, 3), in the space of the vertices.
+
+        With `rotation` (..., 3, 3) from model to camera, jaw landmarks slide along `contour_rows` to the
+        point that lies furthest out in the picture: on a turned head the annotated jaw line is the visible
+        contour, not a fixed line on the skin. The choice is discrete; gradients flow into the chosen points.
+        """
+        index, weight = self.landmark_embedding(vertices, rotation)
+        batch, flat = index.shape[:-2], index.flatten(-2)[..., None].expand(*index.shape[:-2], -1, 3)
+        corners = vertices.expand(*batch, *vertices.shape[-2:]).gather(-2, flat).unflatten(-2, (68, 3))
+        return (corners * weight[..., None]).sum(-2)
+
+    @torch.no_grad()
+    def landmark_embedding(
+        self, vertices: Tensor, rotation: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Which vertices make the landmarks: indices (..., 68, 3) and barycentric weights (..., 68, 3).
+
+        Arguments as of `landmarks`; a jaw landmark that has slid is one vertex three times.
+        """
+        batch = vertices.shape[:-2]
+        if rotation is not None:
+            batch = torch.broadcast_shapes(batch, rotation.shape[:-2])
+        corners = self.triangles[self.landmark_triangles]
+        index = corners.expand(*batch, 68, 3)
+        weight = self.landmark_weights.expand(*batch, 68, 3)
+        if rotation is None or self.contour_rows.numel() == 0:
+            return index, weight
+        points = (vertices[..., corners[:17], :] * self.landmark_weights[:17, :, None]).sum(-2)
+        rows = vertices[..., self.contour_rows.clamp(min=0), :].expand(*batch, *self.contour_rows.shape, 3)
+        candidates = torch.cat([points[..., None, :].expand(*batch, 17, 1, 3), rows], -2)
+        outward = (candidates * rotation[..., 0, None, None, :]).sum(-1)  # x in the camera's picture
+        outward[..., :8, :] *= -1
+        outward[..., 1:].masked_fill_(self.contour_rows < 0, -math.inf)
+        best = outward.argmax(-1)  # (..., 17); 0 keeps the landmark itself
+        chosen = self.contour_rows.expand(*batch, -1, -1).gather(-1, (best - 1).clamp(min=0)[..., None])
+        slid = (best > 0)[..., None]
+        vertex = weight.new_tensor([1.0, 0.0, 0.0])
+        jaw = torch.where(slid, chosen, index[..., :17, :])
+        share = torch.where(slid, vertex, weight[..., :17, :])
+        return torch.cat([jaw, index[..., 17:, :]], -2), torch.cat([share, weight[..., 17:, :]], -2)
+
+    def region_vertices(self, name: str) -> Tensor:
+        """Which vertices (V,) bool belong to a triangle of the region. Raises ParameterError for its name."""
+        if name not in self.regions:
+            raise ParameterError(f"There is no region {name!r}; the model has {', '.join(self.regions)}.")
+        chosen = torch.zeros(len(self.mean), dtype=torch.bool, device=self.mean.device)
+        chosen[self.triangles[self.triangle_region == self.regions.index(name)].ravel()] = True
+        return chosen
+
+
+def _combine(kind: str, coefficients: Tensor, basis: Tensor) -> Tensor:
+    """sum_k c_k B_k for coefficients (..., K) and basis (K, V, C)."""
+    if coefficients.shape[-1:] != basis.shape[:1]:
+        raise ParameterError(
+            f"The model has {len(basis)} {kind} components, but the coefficients have shape "
+            f"{tuple(coefficients.shape)}; the last dimension must be {len(basis)}."
+        )
+    traced = torch._C._functorch.is_functorch_wrapped_tensor(coefficients)  # values cannot be looked at
+    if not traced and not torch.isfinite(coefficients).all():
+        raise ParameterError(f"The {kind} coefficients contain NaN or infinity; check the step before.")
+    return (coefficients @ basis.flatten(1)).unflatten(-1, basis.shape[1:])
+
+
+# --- the file of the shipped model ------------------------------------------------------------------------
+
+
+def write_digest(path: Path, data: bytes) -> None:
+    """Write the SHA-256 of `data` beside `path`, in the format of the sha256sum command."""
+    digest = hashlib.sha256(data).hexdigest()
+    path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
+
+
+def _read_checked(path: Path, must_have_digest: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file after comparing its SHA-256."""
+    beside = path.with_name(path.name + ".sha256")
+    if not path.is_file():
+        raise ModelFileError(f"There is no face model at {path}; give another path or build it (data_scripts).")
+    data = path.read_bytes()
+    if beside.is_file():
+        if hashlib.sha256(data).hexdigest() != beside.read_text().split()[0]:
+            raise ModelFileError(f"{path} does not match {beside.name}: it is damaged or changed; get it again.")
+    elif must_have_digest:
+        raise ModelFileError(f"{beside} is missing; restore it from the repository.")
+    try:
+        tensors = load_tensors(data)
+        (length,) = struct.unpack_from("<Q", data)
+        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, struct.error, ValueError) as error:
+        raise ModelFileError(f"{path} is not a complete safetensors file ({error}); get it again.") from error
+    return tensors, header
+
+
+def _decode(tensors: dict[str, Tensor], name: str, rows: int | None = None) -> Tensor:
+    """A stored tensor; `name.scale` turns 8-bit numbers into reflectance, `rows` keeps the first vertices."""
+    tensor = tensors[name]
+    if name + ".scale" in tensors:
+        tensor = tensor[:, :rows].float() * tensors[name + ".scale"][:, None, :]
+    if tensor.dtype in (torch.uint16, torch.int16, torch.int32):
+        tensor = tensor.long()
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _refine(tensors: dict[str, Tensor], subdivisions: int) -> dict[str, Any]:
+    """The shipped model at one level of detail: subdivide cage and UV, pick the level's index tables."""
+    if subdivisions not in (0, 1, 2):
+        raise ParameterError(f"The face model has 0, 1 or 2 subdivisions, not {subdivisions}.")
+    quads, uv_quads = tensors["quads"].numpy().astype(np.int64), tensors["uv_quads"].numpy().astype(np.int64)
+    shape = torch.cat([tensors["mean"][None], tensors["identity_basis"], tensors["expression_basis"]])
+    columns = shape.double().permute(1, 0, 2).flatten(1).numpy()
+    uv = tensors["uv"].double().numpy()
+    for _ in range(subdivisions):
+        fine, fine_uv = catmull_clark(quads, len(columns)), catmull_clark(uv_quads, len(uv))
+        columns, quads = fine.matrix @ columns, fine.quads
+        uv, uv_quads = fine_uv.matrix @ uv, fine_uv.quads
+    shape = torch.from_numpy(columns).float().unflatten(1, (len(shape), 3)).permute(1, 0, 2).contiguous()
+    v, k = len(columns), len(tensors["identity_basis"])
+    parts: dict[str, Any] = {
+        "mean": shape[0],
+        "identity_basis": shape[1 : 1 + k],
+        "expression_basis": shape[1 + k :],
+        "triangles": torch.from_numpy(triangulate(quads)),
+        "uv": torch.from_numpy(uv).float(),
+        "uv_triangles": torch.from_numpy(triangulate(uv_quads)),
+        "triangle_region": tensors["quad_region"].repeat_interleave(2 * 4**subdivisions),
+        "mirror": _decode(tensors, "mirror")[:v],
+        "albedo_mean": _decode(tensors, "albedo_mean")[:v],
+    }
+    for name in ("identity_sigma", "expression_sigma", "albedo_sigma", "actions"):
+        parts[name] = _decode(tensors, name)
+    for name in ("albedo_basis", "details"):
+        parts[name] = _decode(tensors, name, v)
+    for name in ("mouth_cap", "landmark_triangles", "landmark_weights", "contour_rows"):
+        parts[name] = _decode(tensors, f"{name}.{subdivisions}")
+    return parts
