@@ -70,7 +70,7 @@ def directional_to_sh(direction: Tensor, colour: Tensor) -> Tensor:
     """Coefficients `(..., 9, 3)` of a distant light: `direction` `(..., 3)` towards it, `colour` `(..., 3)`.
 
     The best approximation of colour * max(0, n.l) by nine coefficients, A_l H(l) colour (Ramamoorthi and
-    Hanrahan 2001); it is at most 0.0625 colour off, and slightly negative on the far side.
+    Hanrahan 2001). With c = n.l it is 3/32 + c/2 + 15/32 c²: at most 0.094 off, and -0.04 at its lowest.
     """
     kernel = [CLAMPED_COSINE[band] for band in (0, 1, 1, 1, 2, 2, 2, 2, 2)]
     weights = sh_basis(normalise(direction)) * direction.new_tensor(kernel)
