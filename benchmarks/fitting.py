@@ -64,7 +64,7 @@ def synthetic_case(model: MorphableModel, seed: int) -> dict[str, Any]:
     yaw, pitch, roll = (
         float(torch.rand(1, generator=generator) * 2 - 1) * np.deg2rad(limit) for limit in (40, 15, 10)
     )
-    angles = torch.tensor([pitch, yaw, roll])
+    angles = torch.tensor([pitch, yaw, roll], dtype=torch.float32)
     camera = PerspectiveCamera(
         euler_to_matrix(angles),
         torch.tensor([0.0, 0.0, -900.0]) - euler_to_matrix(angles) @ vertices.mean(0),
