@@ -2,6 +2,7 @@
 
     face_index = rasterize(screen, triangles, height, width)                  # visibility: no gradient
     values, depth = interpolate(screen, triangles, face_index, attributes)    # differentiable
+    image = antialias(image, depth, face_index, screen, triangles)            # differentiable silhouettes
 
 All take screen positions (x, y, depth) as docs/conventions.md defines them, and any leading batch shape.
 """
@@ -11,13 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .antialiasing import antialias
 from .backends import choose
-from .inputs import check_image_size, check_mesh, one_batch, working_type
+from .inputs import NEAR, check_image_size, check_mesh, one_batch, working_type
 from .interpolation import interpolate
 
-__all__ = ["NEAR", "interpolate", "rasterize"]
-
-NEAR = 1e-3  # mm; a triangle with a corner at or before this depth is dropped as a whole, not clipped
+__all__ = ["NEAR", "antialias", "interpolate", "rasterize"]
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ from torch import Tensor
 from ..errors import ImageSizeError, MeshError, ParameterError
 from ..geometry import check_triangles
 
+NEAR = 1e-3  # mm; a triangle with a corner at or before this depth is dropped as a whole, not clipped
+
 
 def check_image_size(height: int, width: int) -> tuple[int, int]:
     """Height and width as plain ints; ImageSizeError unless both are positive whole numbers."""

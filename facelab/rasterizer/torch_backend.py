@@ -28,9 +28,11 @@ def _rasterize_some(
     screen: Tensor, triangles: Tensor, height: int, width: int, cull: bool, near: float
 ) -> Tensor:
     batch, n_triangles = screen.shape[0], triangles.shape[0]
-    # Coordinates of the three corners of each triangle of each image: x, y, depth of shape (3, B T)
-    corners = screen.mT.index_select(2, triangles.mT.reshape(-1)).view(batch, 3, 3, n_triangles)
-    x, y, depth = corners.permute(1, 2, 0, 3).reshape(3, 3, -1)
+    # Coordinates of the three corners of each triangle of each image: x, y, depth of shape (3, B T).
+    # index_select on a matrix is many times faster on a CPU than the other ways to gather.
+    table = screen.permute(2, 0, 1).reshape(3 * batch, -1)
+    corners = table.index_select(1, triangles.mT.reshape(-1)).view(3, batch, 3, n_triangles)
+    x, y, depth = corners.transpose(1, 2).reshape(3, 3, -1)
 
     # The pixel centres (c + 0.5, r + 0.5) in the bounding box have left <= c < left + columns, same for rows
     left = (x.amin(0) - 0.5).ceil().clamp(0, width)
