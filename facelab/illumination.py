@@ -1,7 +1,8 @@
 """Light: spherical harmonics, Phong and Blinn-Phong, as functions and as `Light` objects.
 
 Everything is in camera space and linear RGB. A light's colour is the colour of a white matt surface that
-faces it: diffuse colour = albedo * colour * max(0, n.l). (That is an irradiance divided by π.)
+faces it: diffuse colour = albedo * colour * max(0, n.l). (That is an irradiance divided by π.) A light's
+position is relative to the camera; for one relative to the head, add the head's own, `camera.to_camera(0)`.
 
 Spherical harmonics coefficients are those of the *shading*, not of the light that falls in: the cosine kernel
 and the 1/π of a Lambertian surface are already in them, so that

@@ -131,8 +131,8 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ParameterError, match=r"\(60, 3\) with \(59, 3\)"):
         geometry_rmse_mm(face(), face()[1:])
     with pytest.raises(ParameterError, match="icp"):
-        geometry_rmse_mm(face(), face(), align="icp")  # type: ignore[arg-type]
+        geometry_rmse_mm(face(), face(), align="icp")
     with pytest.raises(ParameterError, match="pupils"):
-        nme(torch.zeros(68, 2), torch.zeros(68, 2), "pupils")  # type: ignore[arg-type]
+        nme(torch.zeros(68, 2), torch.zeros(68, 2), "pupils")
     with pytest.raises(ParameterError, match="last 3 dimensions"):
         photometric_rmse(torch.zeros(3, 8, 8), torch.zeros(3, 8, 9))
