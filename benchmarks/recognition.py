@@ -6,8 +6,10 @@ python -m benchmarks.recognition [--device cuda] [--threads 1]
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from facelab.recognition import DlibRecogniser, FaceRecogniser, SFaceRecogniser
 
@@ -26,6 +28,12 @@ def milliseconds(job: Callable[[], object], device: str, repeats: int = 5) -> fl
     return 1000 * min(times[1:])
 
 
+def embed(network: FaceRecogniser, image: Tensor, landmarks: Tensor, backward: bool = False) -> None:
+    embedding = network.embed(image, landmarks)
+    if backward:
+        embedding.sum().backward()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
@@ -41,20 +49,10 @@ def main() -> None:
         for batch in (1, 8, 32):
             image = torch.rand(batch, 3, 240, 240, generator=generator).to(options.device).requires_grad_()
             landmarks = (70 + 100 * torch.rand(68, 2, generator=generator)).to(options.device)
-
-            def backward(
-                network: FaceRecogniser = network,
-                image: torch.Tensor = image,
-                points: torch.Tensor = landmarks,
-            ) -> None:
-                network.embed(image, points).sum().backward()
-
+            arguments = (network, image, landmarks)
             with torch.no_grad():
-                forward_ms = milliseconds(
-                    lambda network=network, image=image, points=landmarks: network.embed(image, points),
-                    options.device,
-                )
-            backward_ms = milliseconds(backward, options.device)
+                forward_ms = milliseconds(partial(embed, *arguments), options.device)
+            backward_ms = milliseconds(partial(embed, *arguments, backward=True), options.device)
             print(f"{type(network).__name__:18}{batch:6}{forward_ms:10.1f}{backward_ms:12.1f}")
 
 

@@ -132,7 +132,7 @@ def _halve(image: Tensor, linear: Tensor, offset: Tensor, size: int, levels: int
     pixels, offset = image[None, :, top : bottom + 1, left : right + 1], offset - low
     for _ in range(levels):
         pixels = F.conv2d(pixels, kernel, stride=2, groups=3)
-        # (1.25, 0.75) is what dlib's `pyramid_down<2>::point_down` says; the network was trained with it.
+        # Exact would be (1, 1), but (1.25, 0.75) is what dlib's `pyramid_down<2>::point_down` says.
         linear, offset = linear / 2, offset / 2 - offset.new_tensor([1.25, 0.75])
     return pixels[0], linear, offset
 

@@ -30,12 +30,13 @@ MEAN_EMBEDDING = Path(__file__).parent / "data" / "mean_embedding.json"
 
 
 def composite(render: Tensor, mask: Tensor, photo: Tensor) -> Tensor:
-    """The render over the photograph: (..., 3, H, W), mask (..., 1, H, W) in [0, 1], (..., 3, H, W).
+    """The render over the photograph: (..., 3, H, W), mask (..., 1, H, W) bool or [0, 1], (..., 3, H, W).
 
     Networks look at hair, ears and background too. Blacking them out moves dlib's embedding by 0.12 when the
     face is kept to the hairline, by 0.26 when only the landmarks' hull is kept (81 photographs), of the 0.6
     that separate two persons. So compare a photograph with a composite, never with a bare render.
     """
+    mask = mask.to(render)
     return mask * render + (1 - mask) * photo
 
 
@@ -52,8 +53,10 @@ class FaceRecogniser(nn.Module):
     """What a recognition network offers. A subclass calls `_freeze` and has `align` and `forward`.
 
     Frozen: parameters need no gradient and `train()` changes nothing; gradients flow to images and landmarks.
-    `mean_embedding` (D,) is what `similarity` subtracts: any D numbers, such as the mean of `embed` over a
-    folder of many persons; each subclass has a default.
+    `mean_embedding` (D,) is what `similarity` subtracts. Each subclass has a default for photographs. Another
+    kind of picture has another mean: for bare renders pass the mean of `embed` over renders of other persons
+    (30 rendered persons against each other, same or different: AUC 0.90 with dlib's default and 0.93 with
+    that mean, for SFace 0.98 and 0.99).
     """
 
     mean_embedding: Tensor

@@ -248,6 +248,7 @@ def test_composite():
     result = composite(render, mask, photo)
     assert torch.equal(result[..., :4], render[..., :4])
     assert torch.equal(result[..., 4:], photo[..., 4:])
+    assert torch.equal(composite(render, mask.bool(), photo), result)
     torch.testing.assert_close(composite(render, mask * 0 + 0.5, photo), (render + photo) / 2)
 
 
