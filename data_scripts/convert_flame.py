@@ -1,0 +1,202 @@
+"""FLAME (Max Planck Institute for Intelligent Systems) as a facelab face model.
+
+Where:  https://flame.is.tue.mpg.de: register, then download FLAME 2020, 2023 or 2023 Open.
+Terms:  FLAME 2020, 2023: MPI licence, non-commercial research; FLAME 2023 Open: CC BY 4.0 (read the page).
+        Paper: Li et al., Learning a model of facial shape and expression from 4D scans, SIGGRAPH Asia 2017.
+File:   generic_model.pkl, flame2023.pkl ... or an .npz of plain arrays: v_template, f, shapedirs (V, 3, 400),
+        weights (V, 5), posedirs (V, 3, 36), J_regressor (5, V). The pickle is never executed: only numpy
+        arrays, sparse matrices and chumpy arrays are read out of it, and anything else is refused.
+Units:  metres, +x the subject's left, +y up, +z out of the face; directions are per standard deviation.
+Kept:   300 identity and 100 expression components. The jaw, a joint in FLAME, becomes one more expression in
+        front: its opening, linearised at rest, 0.1 rad per sigma (assumed). Neck and eye joints are dropped.
+        There is no albedo; --borrow-albedo takes that of facelab's own model. --landmarks takes an embedding
+        (landmark_embedding.npy with 68 points, flame_static_embedding.pkl with the inner 51); missing points
+        are carried over from facelab's own model.
+
+    python data_scripts/convert_flame.py generic_model.pkl flame.safetensors \\
+        --landmarks landmark_embedding.npy
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from conversion import Array, Landmarks, Parts, command_line, existing_file, finish, require
+from numpy._core.multiarray import _reconstruct, scalar
+from scipy.sparse import csc_matrix
+
+from facelab.errors import ModelFileError
+from facelab.morphable_model import REGIONS, MorphableModel
+
+MM = 1000.0
+IDENTITY, EXPRESSION = 300, 100
+JAW, EYES = 2, (3, 4)  # joints: root, neck, jaw, left eye, right eye
+JAW_SIGMA = 0.1  # radians of opening per standard deviation; talking and laughing stay within three
+EMBEDDINGS = (
+    ("full_lmk_faces_idx", "full_lmk_bary_coords"),
+    ("static_lmk_faces_idx", "static_lmk_bary_coords"),
+    ("lmk_face_idx", "lmk_b_coords"),
+)
+
+
+class Record:
+    """Stands for a chumpy array or a sparse matrix of the pickle: holds its attributes, does nothing."""
+
+    def __setstate__(self, state: Any) -> None:
+        require(isinstance(state, dict), "The pickle holds an object in an unknown form.")
+        self.state = state
+
+
+def _rebuild(kind: type, base: type, state: Any) -> Record:
+    """copyreg._reconstructor, for records only."""
+    require(kind is Record and base is object, "The pickle tries to build an unknown object.")
+    return Record()
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """_codecs.encode, through which Python 3 writes byte strings in old protocols."""
+    require(encoding == "latin1", "The pickle holds text in an unknown encoding.")
+    return text.encode("latin1")
+
+
+def _frombuffer(data: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> Array:
+    """How numpy writes arrays in pickle protocol 5."""
+    return np.frombuffer(data, dtype=dtype).reshape(shape, order=order)
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads numpy arrays and inert records, and refuses every other class or function by name."""
+
+    allowed = {  # noqa: RUF012
+        ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype,
+        ("multiarray", "_reconstruct"): _reconstruct, ("multiarray", "scalar"): scalar,
+        ("numeric", "_frombuffer"): _frombuffer,
+        ("scipy.sparse.csc", "csc_matrix"): Record, ("scipy.sparse._csc", "csc_matrix"): Record,
+        ("chumpy.ch", "Ch"): Record, ("copyreg", "_reconstructor"): _rebuild, ("_codecs", "encode"): _encode,
+        ("builtins", "object"): object, ("builtins", "set"): set,
+    }  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> Any:
+        short = module.removeprefix("numpy._core.").removeprefix("numpy.core.")
+        short = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(short, short)  # as Python 2 wrote them
+        if (short, name) not in self.allowed:
+            raise ModelFileError(
+                f"The pickle asks for {module}.{name}, which is no array: it was not executed; "
+                "take the file from the authors' page."
+            )
+        return self.allowed[short, name]
+
+
+def read_arrays(path: str | Path) -> dict[str, Any]:
+    """The dictionary in a .pkl, .npz or .npy (pickled dictionary) file, without executing anything."""
+    file_path = existing_file(path)
+    try:
+        if file_path.suffix == ".npz":
+            with np.load(file_path, allow_pickle=False) as file:
+                return {key: file[key] for key in file.files}
+        with open(file_path, "rb") as stream:
+            if file_path.suffix == ".npy":
+                _skip_npy_header(stream)
+            data = ArrayUnpickler(stream, encoding="latin1").load()
+    except ModelFileError:
+        raise
+    except Exception as problem:  # a damaged or hostile pickle can raise anything
+        raise ModelFileError(f"{path} cannot be read as arrays ({problem}): download it again.") from problem
+    data = data.item() if isinstance(data, np.ndarray) and data.size == 1 else data
+    require(isinstance(data, dict), f"{path} does not hold a dictionary of arrays: it is another file.")
+    return {str(key): _plain(value) for key, value in data.items()}
+
+
+def _skip_npy_header(stream: BinaryIO) -> None:
+    """Leave the stream at the pickle inside an .npy file of dtype object."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    require(read(stream)[2].hasobject, "The .npy file holds numbers instead of a dictionary.")
+
+
+def _plain(value: Any) -> Any:
+    """A record as the array it stands for."""
+    if not isinstance(value, Record):
+        return value
+    if "x" in value.state:
+        return np.asarray(value.state["x"])
+    parts = [value.state.get(key) for key in ("data", "indices", "indptr")]
+    return csc_matrix(tuple(parts), shape=value.state.get("_shape")).toarray()
+
+
+def jaw_opening(vertices: Array, data: dict[str, Any]) -> Array:
+    """(1, V, 3): what vertices do per radian of jaw opening, linear blend skinning linearised at rest.
+
+    d v / d θ = w_jaw · x × (v − J_jaw) + posedirs · vec(d R / d θ), for a rotation R about the x axis.
+    """
+    weights, posedirs = np.asarray(data["weights"], float), np.asarray(data["posedirs"], float)
+    regressor = np.asarray(data["J_regressor"], float)
+    count = len(vertices)
+    require(
+        weights.shape == (count, 5) and posedirs.shape == (count, 3, 36) and regressor.shape == (5, count),
+        f"weights {weights.shape}, posedirs {posedirs.shape} or J_regressor {regressor.shape} do not fit "
+        f"FLAME's five joints and {count} vertices.",
+    )
+    joint = regressor[JAW] @ vertices
+    generator = np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]], float)
+    turn = weights[:, JAW, None] * ((vertices - joint) @ generator.T)
+    return (turn + posedirs[..., 9 * (JAW - 1) : 9 * JAW] @ generator.reshape(9))[None]
+
+
+def read_embedding(path: str | Path) -> Landmarks:
+    """Landmarks as triangles and barycentric weights; 51 points are the inner iBUG points 17 to 67."""
+    data = read_arrays(path)
+    for faces, weights in EMBEDDINGS:
+        if faces in data and weights in data:
+            index = np.asarray(data[faces], dtype=np.int64).reshape(-1)
+            barycentric = np.asarray(data[weights], dtype=np.float64).reshape(-1, 3)
+            require(
+                len(index) == len(barycentric) and len(index) in (51, 68),
+                f"{path} holds {len(index)} landmarks where 68 or the inner 51 are needed.",
+            )
+            return {68 - len(index) + k: (int(t), w) for k, (t, w) in enumerate(zip(index, barycentric))}
+    raise ModelFileError(
+        f"{path} has none of the landmark embeddings {', '.join(faces for faces, _ in EMBEDDINGS)}."
+    )
+
+
+def convert(source: str | Path, landmarks: str | Path | None = None) -> MorphableModel:
+    """FLAME as a `MorphableModel`; errors: `ModelFileError`."""
+    data = read_arrays(source)
+    missing = [
+        name
+        for name in ("v_template", "shapedirs", "f", "weights", "posedirs", "J_regressor")
+        if name not in data
+    ]
+    require(not missing, f"{source} lacks {', '.join(missing)}: it is not a FLAME model.")
+    try:
+        vertices = np.asarray(data["v_template"], dtype=np.float64)
+        directions = np.asarray(data["shapedirs"], dtype=np.float32)
+        triangles = np.asarray(data["f"]).astype(np.int64)
+        jaw = jaw_opening(vertices, data)
+    except (TypeError, ValueError) as problem:
+        raise ModelFileError(
+            f"{source} does not hold arrays of numbers ({problem}): download it again."
+        ) from problem
+    wanted = (*vertices.shape, IDENTITY + EXPRESSION)  # identity first
+    require(
+        directions.shape == wanted, f"{source}: shapedirs has shape {directions.shape} instead of {wanted}."
+    )
+    basis = directions.transpose(2, 0, 1) * MM
+    eye = np.asarray(data["weights"], float)[:, EYES].sum(1) > 0.5
+    parts = Parts(
+        name="FLAME",
+        terms="flame.is.tue.mpg.de, MPI licence: non-commercial research (FLAME 2023 Open: CC BY 4.0)",
+        mean=vertices * MM,
+        triangles=triangles,
+        identity=basis[:IDENTITY],
+        expression=np.concatenate([(jaw * (MM * JAW_SIGMA)).astype(np.float32), basis[IDENTITY:]]),
+        triangle_region=np.where(eye[triangles].all(1), REGIONS.index("eyes"), REGIONS.index("skin")),
+        landmarks=read_embedding(landmarks) if landmarks else {},
+    )
+    return finish(parts)
+
+
+if __name__ == "__main__":
+    command_line(convert, __doc__, {"landmarks": "landmark embedding file (.npy, .npz or .pkl)"})

@@ -1,0 +1,155 @@
+"""ICT-FaceKit Light (University of Southern California, Light Stage scans) as a facelab face model.
+
+Where:  https://github.com/ICT-VGL/ICT-FaceKit; SOURCE is its folder FaceXModel (417 MB of OBJ files).
+Terms:  MIT licence. Paper: Li et al., Learning Formation of Physically-Based Face Attributes, CVPR 2020.
+File:   generic_neutral_mesh.obj, identity000.obj ..., an OBJ per expression, vertex_indices.json; or an .npz
+        of neutral, identity, expression, expression_names, quads, uv, quads_uv beside the same .json.
+Units:  centimetres. Identity modes are offsets of one standard deviation, expressions are blend shapes.
+Kept:   the first 14,062 vertices: face, head and neck, mouth socket, eye sockets; no eyeballs, teeth, lashes.
+        Blend shapes become principal components, assuming independent weights of RMS 0.25, and stay reachable
+        by name as `actions`. There is no albedo; --borrow-albedo takes that of facelab's own model.
+
+    python data_scripts/convert_ict_facekit.py FaceXModel ict.safetensors
+"""
+
+import json
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from conversion import Array, Parts, command_line, existing_file, finish, on_vertices, principal, require
+
+from facelab.errors import ModelFileError
+from facelab.morphable_model import REGIONS, MorphableModel
+
+MM = 10.0
+# Documented vertex ranges by the index at which they end: face, head and neck; mouth socket; eye sockets.
+PART_ENDS = {"skin": 11248, "interior": 13294, "eyes": 14062}
+EXPRESSION_RMS_WEIGHT = 0.25  # blend shape weights live in [0, 1] and few are active at a time
+UV_TILES = 2  # the face is in the first UDIM tile, everything else that is kept in the second
+
+
+def read_obj(path: Path, faces: bool = False) -> tuple[Array, Array, list[list[list[int]]]]:
+    """Vertices (V, 3), uv (U, 2) and per polygon its (vertex, uv) pairs from 0, in the order of the file.
+
+    (trimesh splits vertices at seams, which would break the correspondence between the files.)
+    """
+    lines = existing_file(path).read_bytes().split(b"\n")
+    try:
+        vertices = np.array([line.split()[1:4] for line in lines if line.startswith(b"v ")], dtype=np.float64)
+        uv = np.array(
+            [line.split()[1:3] for line in lines if line.startswith(b"vt ")] if faces else [], np.float64
+        )
+        polygons = [
+            [[int(index) - 1 for index in corner.split(b"/")[:2]] for corner in line.split()[1:]]
+            for line in lines
+            if faces and line.startswith(b"f ")
+        ]
+    except ValueError as problem:
+        raise ModelFileError(
+            f"{path} is not a complete OBJ file ({problem}): download it again."
+        ) from problem
+    require(vertices.ndim == 2 and vertices.shape[1] == 3, f"{path} holds no vertices: download it again.")
+    return vertices, uv.reshape(-1, 2), polygons
+
+
+def read_folder(folder: Path, names: list[str], count: int) -> dict[str, Array]:
+    """The OBJ folder as the arrays of the .npz, quads as two triangles each."""
+    neutral, uv, polygons = read_obj(folder / "generic_neutral_mesh.obj", faces=True)
+    require(
+        all(len(corner) == 2 for polygon in polygons for corner in polygon),
+        f"{folder}/generic_neutral_mesh.obj has faces without texture coordinates: it is another export.",
+    )
+    fans = np.array([[p[0], p[i], p[i + 1]] for p in polygons for i in range(1, len(p) - 1)]).reshape(
+        -1, 3, 2
+    )
+
+    def offsets(paths: list[Path]) -> Array:
+        found = []
+        for path in paths:
+            vertices, _, _ = read_obj(path)
+            require(
+                len(vertices) == len(neutral),
+                f"{path} has {len(vertices)} vertices, the neutral mesh "
+                f"{len(neutral)}: the folder mixes versions, clone it again.",
+            )
+            found.append((vertices - neutral)[:count].astype(np.float32))
+        return np.stack(found)
+
+    identities = sorted(folder.glob("identity[0-9][0-9][0-9].obj"))
+    require(len(identities) > 0, f"{folder} holds no identity000.obj: give the folder FaceXModel.")
+    return {
+        "neutral": neutral, "uv": uv, "triangles": fans[..., 0], "uv_triangles": fans[..., 1],
+        "identity": offsets(identities), "expression": offsets([folder / f"{name}.obj" for name in names]),
+    }  # fmt: skip
+
+
+def read_npz(path: Path, names: list[str]) -> dict[str, Array]:
+    """The .npz layout."""
+    try:
+        with np.load(existing_file(path), allow_pickle=False) as file:
+            data = {key: file[key] for key in file.files}
+    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as problem:
+        raise ModelFileError(f"{path} is not a complete .npz of plain arrays: make it again.") from problem
+    wanted = {"neutral", "uv", "quads", "quads_uv", "identity", "expression", "expression_names"}
+    require(
+        wanted <= data.keys(), f"{path} lacks {', '.join(sorted(wanted - data.keys()))}: it is another file."
+    )
+    order = {str(name): i for i, name in enumerate(data["expression_names"])}
+    require(set(names) <= order.keys(), f"{path} lacks expressions that vertex_indices.json names.")
+    split = [[0, 1, 2], [0, 2, 3]]
+    return {
+        "neutral": data["neutral"], "uv": data["uv"], "identity": data["identity"].astype(np.float32),
+        "expression": data["expression"][[order[name] for name in names]].astype(np.float32),
+        "triangles": data["quads"][:, split].reshape(-1, 3),
+        "uv_triangles": data["quads_uv"][:, split].reshape(-1, 3),
+    }  # fmt: skip
+
+
+def convert(source: str | Path, part_ends: dict[str, int] = PART_ENDS) -> MorphableModel:
+    """ICT-FaceKit Light, from its OBJ folder or its .npz, as a `MorphableModel`; errors: `ModelFileError`."""
+    source = Path(source)
+    config_path = existing_file((source if source.is_dir() else source.parent) / "vertex_indices.json")
+    try:
+        config = json.loads(config_path.read_text())
+        names, landmarks = list(config["expressions"]), [int(v) for v in config["idx_to_landmark_verts"]]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ModelFileError(
+            f"{config_path} does not list expressions and landmarks: download it again."
+        ) from problem
+    require(len(landmarks) == 68, f"{config_path} names {len(landmarks)} landmarks instead of 68.")
+    count = max(part_ends.values())
+    data = read_folder(source, names, count) if source.is_dir() else read_npz(source, names)
+    neutral, identity, expression = data["neutral"], data["identity"], data["expression"]
+    require(
+        len(neutral) >= count,
+        f"The neutral mesh has {len(neutral)} vertices, at least {count} are needed: "
+        "this is not the full model.",
+    )
+    if {"mouthClose", "jawOpen"} <= set(names):  # the first only corrects the second: make it closed lips
+        expression[names.index("mouthClose")] += expression[names.index("jawOpen")]
+    keep = (data["triangles"] < count).all(1)
+    triangles = data["triangles"][keep]
+    ends = sorted(part_ends.items(), key=lambda item: item[1])
+    part = np.searchsorted([end for _, end in ends], triangles.max(1), side="right")
+    parts = Parts(
+        name="ICT-FaceKit Light",
+        terms="github.com/ICT-VGL/ICT-FaceKit, MIT licence",
+        mean=neutral[:count] * MM,
+        triangles=triangles,
+        identity=identity * MM,
+        expression=principal(expression * (MM * EXPRESSION_RMS_WEIGHT)),
+        actions={
+            name.replace("_L", "Left").replace("_R", "Right"): shape * MM
+            for name, shape in zip(names, expression)
+        },
+        uv=data["uv"] / [UV_TILES, 1],
+        uv_triangles=data["uv_triangles"][keep],
+        triangle_region=np.array([REGIONS.index(name) for name, _ in ends])[part],
+        landmarks=on_vertices(dict(enumerate(landmarks)), triangles, count),
+    )
+    return finish(parts)
+
+
+if __name__ == "__main__":
+    command_line(convert, __doc__)
