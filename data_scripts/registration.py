@@ -111,7 +111,7 @@ def fit_reference(
             at = (fitted[corners] * corner_weights).sum(1)
             rows.append(residual_rows(at, moved, np.broadcast_to(np.eye(3), (len(at), 3, 3))))
             gaps.append((target - at).reshape(-1))
-            weights.append(np.full(3 * len(at), 0.02 * len(use) / len(at)))
+            weights.append(np.full(3 * len(at), 0.2 * len(use) / len(at)))
         matrix, gap, weight = np.concatenate(rows), np.concatenate(gaps), np.concatenate(weights)
         gap = gap + matrix[:, 6:] @ coefficients  # solve for all of them: the prior is on them
         ridge = np.diag([1e-6] * 6 + [10 ** (4 - 2.5 * relaxed)] * len(basis))
