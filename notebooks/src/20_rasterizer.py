@@ -2,10 +2,11 @@
 # # 20 · A rasterizer you can differentiate
 #
 # A renderer answers one discrete question, *which triangle does this pixel see?*, and one smooth one, *what
-# is the value there?* In this notebook you build both from nothing: edge functions, barycentric coordinates,
-# perspective, a z-buffer. Then you derive by hand how a pixel's value changes when a vertex moves, find out
-# why that gradient knows nothing about outlines, and repair it with antialiasing. At the end you can explain
-# every line of `facelab.rasterizer`, and you recover the pose of a face from its silhouette alone.
+# is the value there?* In this notebook you build both from nothing: edge functions, barycentric
+# coordinates, perspective, a z-buffer. Then you derive by hand how a pixel's value changes when a vertex
+# moves, find out why that gradient knows nothing about outlines, and repair it with antialiasing. At the
+# end you can explain every line of `facelab.rasterizer`, and you recover the pose of a face from its
+# silhouette alone.
 #
 # **Time:** 75 minutes, with exercises 120. **Before this:** linear algebra, PyTorch tensors and autograd;
 # [docs/conventions.md](../docs/conventions.md) for the axes (screen: x right, y **down**, depth positive in
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from facelab import checks
 from facelab.camera import PerspectiveCamera
+from facelab.colour import linear_to_srgb
 from facelab.geometry import vertex_normals
 from facelab.metrics import pose_error_degrees
 from facelab.morphable_model import MorphableModel
@@ -58,8 +60,8 @@ for name, settings in PRESETS.items():
     print(f"{name:8}" + "".join(f"{value:12}" for value in settings.values()) + f"   {mark}")
 
 # %% [markdown]
-# `size`: pixels per side of the face pictures. `sphere`: subdivisions of the test sphere. `radii`: points of
-# the silhouette plot. `pose_steps`: steps of the pose recovery. `model`: subdivisions of the face model.
+# `size`: pixels per side of the face pictures. `sphere`: subdivisions of the test sphere. `radii`: points
+# of the silhouette plot. `pose_steps`: steps of the pose recovery. `model`: subdivisions of the face model.
 #
 # ## 1 · Inside or outside? Edge functions
 #
@@ -67,11 +69,12 @@ for name, settings in PRESETS.items():
 #
 # $$e_{ab}(p) = (a-p)\times(b-p) = (a_x-p_x)(b_y-p_y)-(a_y-p_y)(b_x-p_x)$$
 #
-# is twice the signed area of the triangle $(p, a, b)$. It is linear in $p$, zero on the line through $a$ and
-# $b$, and its sign tells the side (Pineda 1988, *A parallel algorithm for polygon rasterization*). A point is
-# inside a triangle when all three edge functions have the same sign. On a screen whose y points *down*, a
-# triangle that is counter-clockwise in the world appears clockwise, so for a triangle that **faces us** all
-# three are **negative**; one that turns its back has three positive ones. That is back-face culling for free.
+# is twice the signed area of the triangle $(p, a, b)$. It is linear in $p$, zero on the line through $a$
+# and $b$, and its sign tells the side (Pineda 1988, *A parallel algorithm for polygon rasterization*). A
+# point is inside a triangle when all three edge functions have the same sign. On a screen whose y points
+# *down*, a triangle that is counter-clockwise in the world appears clockwise, so for a triangle that
+# **faces us** all three are **negative**; one that turns its back has three positive ones. That is
+# back-face culling for free.
 
 
 # %%
@@ -87,7 +90,9 @@ def pixel_centres(height: int, width: int, dtype: torch.dtype = torch.float64) -
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
 
-corners = torch.tensor([[3.0, 16.0], [20.0, 12.0], [9.0, 2.0]], dtype=torch.float64)  # counter-clockwise, y up
+corners = torch.tensor(
+    [[3.0, 16.0], [20.0, 12.0], [9.0, 2.0]], dtype=torch.float64
+)  # counter-clockwise, y up
 p = pixel_centres(20, 24)
 edges = [edge_function(p, corners[(k + 1) % 3], corners[(k + 2) % 3]) for k in range(3)]
 inside = (edges[0] <= 0) & (edges[1] <= 0) & (edges[2] <= 0)
@@ -108,8 +113,8 @@ plt.tight_layout()
 # %% [markdown]
 # ## 2 · Where inside? Barycentric coordinates
 #
-# Divide by the whole area and the three edge functions become weights: with $e_0 = e_{12}, e_1 = e_{20},
-# e_2 = e_{01}$ (each opposite the corner of its number),
+# Divide by the whole area and the three edge functions become weights: with
+# $e_0 = e_{12}, e_1 = e_{20}, e_2 = e_{01}$ (each opposite the corner of its number),
 #
 # $$\lambda_k(p) = \frac{e_k(p)}{e_0(p)+e_1(p)+e_2(p)},\qquad \sum_k\lambda_k = 1,\qquad
 # p = \lambda_0 c_0+\lambda_1 c_1+\lambda_2 c_2 .$$
@@ -145,9 +150,9 @@ checks.check("barycentric coordinates", barycentric)
 # $$q_k = \frac{e_k}{z_k},\qquad S=q_0+q_1+q_2,\qquad b_k=\frac{q_k}{S},\qquad
 # A(p)=\sum_k b_kA_k,\qquad z(p)=\frac{e_0+e_1+e_2}{S}.$$
 #
-# *Why:* a plane that does not pass through the eye satisfies $n\cdot X = d$ with $X = z\,(\hat x,\hat y,1)$, so
-# $1/z = n\cdot(\hat x,\hat y,1)/d$ is linear in the screen position $(\hat x,\hat y)$; and $A$ is linear in $X$, so $A/z$ is
-# linear in $(\hat x,\hat y,1)$ and $1/z$.
+# *Why:* a plane that does not pass through the eye satisfies $n\cdot X = d$ with
+# $X = z\,(\hat x,\hat y,1)$, so $1/z = n\cdot(\hat x,\hat y,1)/d$ is linear in the screen position
+# $(\hat x,\hat y)$; and $A$ is linear in $X$, so $A/z$ is linear in $(\hat x,\hat y,1)$ and $1/z$.
 #
 # The floor below shows what happens without the division (this is how the first PlayStation drew it).
 
@@ -185,18 +190,18 @@ worst = (draw_floor(True) - draw_floor(False)).nan_to_num(0).norm(dim=-1).max().
 print(f"largest error of the texture coordinate: {worst:.2f} of the floor's side")
 
 # %% [markdown]
-# On a face the effect is small because its triangles are small: over one triangle the depth hardly changes. It
-# is still there, costs nothing, and without it the gradient with respect to depth would be missing.
+# On a face the effect is small because its triangles are small: over one triangle the depth hardly changes.
+# It is still there, costs nothing, and without it the gradient with respect to depth would be missing.
 #
 # ## 4 · Who wins? The z-buffer
 #
-# Keep for each pixel the smallest depth so far and the number of the triangle that it belongs to. The result is
-# the **face index**, one integer per pixel, and −1 where nothing was hit.
+# Keep for each pixel the smallest depth so far and the number of the triangle that it belongs to. The
+# result is the **face index**, one integer per pixel, and −1 where nothing was hit.
 #
 # ### Exercise 2 (medium, 15 minutes)
 #
-# Write the loop over triangles. Looping over the pixels as well would be faithful and slow; test all pixels of
-# a triangle's bounding box at once. Follow the rules: drop a triangle that turns its back or has no area
+# Write the loop over triangles. Looping over the pixels as well would be faithful and slow; test all pixels
+# of a triangle's bounding box at once. Follow the rules: drop a triangle that turns its back or has no area
 # (signed area ≥ 0 on our screen) or has a corner at or behind the camera; an edge belongs to the triangle;
 # at equal depth the lower number wins.
 
@@ -235,7 +240,8 @@ checks.check("z-buffer of two triangles", zbuffer)
 
 # %%
 crossing = torch.tensor(
-    [[6, 52, 300], [58, 40, 300], [20, 6, 120], [58, 52, 300], [40, 4, 110], [6, 28, 300]], dtype=torch.float64
+    [[6, 52, 300], [58, 40, 300], [20, 6, 120], [58, 52, 300], [40, 4, 110], [6, 28, 300]],
+    dtype=torch.float64,
 )
 face_index, depth = zbuffer(crossing, torch.tensor([[0, 1, 2], [3, 4, 5]]), 60, 64)
 figure, axes = plt.subplots(1, 2, figsize=(7, 3))
@@ -249,11 +255,11 @@ plt.tight_layout()
 # %% [markdown]
 # ### All triangles at once
 #
-# A Python loop over 15,000 triangles takes seconds. The vectorised version lists every *candidate*, a pair of a
-# triangle and a pixel centre in its bounding box, tests all of them together, and lets
+# A Python loop over 15,000 triangles takes seconds. The vectorised version lists every *candidate*, a pair
+# of a triangle and a pixel centre in its bounding box, tests all of them together, and lets
 # `scatter_reduce(..., "amin")` do the depth test: once for the depth, once more for the smallest triangle
-# number among those at that depth. A minimum does not depend on the order, so the result is deterministic, on
-# a GPU too.
+# number among those at that depth. A minimum does not depend on the order, so the result is deterministic,
+# on a GPU too.
 
 
 # %%
@@ -311,20 +317,23 @@ print("loop = vectorised = facelab, in every pixel")
 # %% [markdown]
 # ## 5 · To whom does an edge belong?
 #
-# Neighbouring triangles share an edge, and a pixel centre may lie *exactly* on it: coordinates are floats with 24
-# bits, and symmetric meshes, landmarks on whole pixels or rounded input make exact hits common. Three rules:
+# Neighbouring triangles share an edge, and a pixel centre may lie *exactly* on it: coordinates are floats
+# with 24 bits, and symmetric meshes, landmarks on whole pixels or rounded input make exact hits common.
+# Three rules:
 #
-# * **strict** ($e<0$, PyTorch3D's rule): the pixel belongs to neither side. Holes, through which the background shows.
-# * **inclusive** ($e\le 0$, ours): it belongs to both; the depth test and then the lower number decide. No holes.
+# * **strict** ($e<0$, PyTorch3D's rule): the pixel belongs to neither side. Holes, through which the
+#   background shows.
+# * **inclusive** ($e\le 0$, ours): it belongs to both; the depth test and then the lower number decide. No
+#   holes.
 # * **top-left** (GPUs): exactly one of the two, needed when triangles are blended; ours are not.
 #
-# The sheet below is a closed surface whose vertices were rounded to quarters of a pixel. Every pixel inside its
-# border must be covered.
+# The sheet below is a closed surface whose vertices were rounded to quarters of a pixel. Every pixel inside
+# its border must be covered.
 
 
 # %%
 def sheet(cells: int, side: int, grid: float, seed: int) -> tuple[Tensor, Tensor]:
-    """A wrinkled sheet of 2 cells² triangles facing us, float32, coordinates rounded to multiples of `grid`."""
+    """A wrinkled sheet of 2 cells² triangles facing us, float32, rounded to multiples of `grid`."""
     line = torch.linspace(1, side - 1, cells + 1)
     xy = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
     noise = torch.rand(cells - 1, cells - 1, 2, generator=torch.Generator().manual_seed(seed)) - 0.5
@@ -362,12 +371,12 @@ assert numbers["holes_strict"] > 0 and numbers["holes_inclusive"] == 0
 assert (rasterize(sheet_screen, sheet_triangles, side, side)[interior] >= 0).all()
 
 # %% [markdown]
-# The inclusive rule alone is not enough: in floating point, the two triangles must also *agree* on which side of the shared
-# edge a pixel lies. One walks the edge from $a$ to $b$, the other from $b$ to $a$. Our form, with both
-# corners relative to the pixel, is a difference of two products that merely swap places, so
-# $e_{ab}(p) = -e_{ba}(p)$ **bit by bit**. The textbook form $(b-a)\times(p-a)$ starts from another corner each
-# time and rounds differently: then a pixel can be outside both. (So can a fused multiply-add, which rounds
-# only one of the two products; that is why facelab's numba code is compiled without `fastmath`.)
+# The inclusive rule alone is not enough: in floating point, the two triangles must also *agree* on which
+# side of the shared edge a pixel lies. One walks the edge from $a$ to $b$, the other from $b$ to $a$. Our
+# form, with both corners relative to the pixel, is a difference of two products that merely swap places, so
+# $e_{ab}(p) = -e_{ba}(p)$ **bit by bit**. The textbook form $(b-a)\times(p-a)$ starts from another corner
+# each time and rounds differently: then a pixel can be outside both. (So can a fused multiply-add, which
+# rounds only one of the two products; that is why facelab's numba code is compiled without `fastmath`.)
 
 
 # %%
@@ -380,7 +389,9 @@ generator = torch.Generator().manual_seed(SEED)
 trials = 1_000_000
 a = torch.rand(trials, 2, generator=generator) * size
 pixel = (torch.rand(trials, 2, generator=generator) * size).floor() + 0.5
-b = pixel + (pixel - a) * (0.2 + torch.rand(trials, 1, generator=generator))  # the edge passes through the pixel
+b = pixel + (pixel - a) * (
+    0.2 + torch.rand(trials, 1, generator=generator)
+)  # the edge passes through the pixel
 cracks = {}
 for name, function in (("relative to the pixel", edge_function), ("textbook", textbook_edge)):
     one, other = function(pixel, a, b), function(pixel, b, a)
@@ -392,11 +403,11 @@ numbers["cracks_textbook_percent"] = 100 * cracks["textbook"] / trials
 # %% [markdown]
 # ## 6 · What has a gradient, and what has not
 #
-# Move one vertex to the right, slowly, and watch one pixel: its **face index** is an integer; it stays the same
-# and then jumps. Its derivative is 0 almost everywhere and does not exist where it jumps; no autograd can
-# use it. But *while* the face index stays the same, the **barycentric weights** slide smoothly, and with
-# them every interpolated value. On a continuous surface the value does not even jump when the
-# triangle changes, since both triangles give the same value on their shared edge; it only has a kink.
+# Move one vertex to the right, slowly, and watch one pixel: its **face index** is an integer; it stays the
+# same and then jumps. Its derivative is 0 almost everywhere and does not exist where it jumps; no autograd
+# can use it. But *while* the face index stays the same, the **barycentric weights** slide smoothly, and
+# with them every interpolated value. On a continuous surface the value does not even jump when the triangle
+# changes, since both triangles give the same value on their shared edge; it only has a kink.
 
 # %%
 middle = sphere(1)
@@ -417,33 +428,38 @@ axes[1].set_ylabel("value")
 axes[1].set_xlabel("shift of the mesh (px); pixel (16, 16)")
 plt.tight_layout()
 jump = interpolated[:, 0, 16, 16].diff().abs().max().item()
-print(f"the face index takes {len(indices[:, 16, 16].unique())} values; largest step of the value: {jump:.3f}")
+print(
+    f"the face index takes {len(indices[:, 16, 16].unique())} values; largest step of the value: {jump:.3f}"
+)
 
 # %% [markdown]
-# So the plan of `facelab.rasterizer`, and of most differentiable rasterizers: find the face index **without** gradient,
-# by any fast means, then recompute the weights from the screen positions **with** gradient.
+# So the plan of `facelab.rasterizer`, and of most differentiable rasterizers: find the face index
+# **without** gradient, by any fast means, then recompute the weights from the screen positions **with**
+# gradient.
 #
 # ### The gradient by hand
 #
-# Let $v=\sum_k b_kA_k$ at one pixel, and $\mathrm{d}x_k,\mathrm{d}y_k$ corner $k$ relative to the pixel centre. Going backwards through section 3:
+# Let $v=\sum_k b_kA_k$ at one pixel, and $\mathrm{d}x_k,\mathrm{d}y_k$ corner $k$ relative to the pixel
+# centre. Going backwards through section 3:
 #
 # $$\frac{\partial v}{\partial A_k}=b_k,\qquad
 # \frac{\partial v}{\partial q_k}=\frac{A_k-v}{S},\qquad
 # \frac{\partial v}{\partial e_k}=\frac1{z_k}\frac{\partial v}{\partial q_k}=:w_k,\qquad
 # \frac{\partial v}{\partial z_k}=-\frac{q_k}{z_k}\frac{\partial v}{\partial q_k},$$
 #
-# and since $e_0=\mathrm{d}x_1\mathrm{d}y_2-\mathrm{d}x_2\mathrm{d}y_1$ (and cyclically), corner $k$ appears in $e_{k+1}$ and $e_{k+2}$:
+# and since $e_0=\mathrm{d}x_1\mathrm{d}y_2-\mathrm{d}x_2\mathrm{d}y_1$ (and cyclically), corner $k$ appears
+# in $e_{k+1}$ and $e_{k+2}$:
 #
 # $$\frac{\partial v}{\partial x_k}=w_{k+2}\,\mathrm{d}y_{k+1}-w_{k+1}\,\mathrm{d}y_{k+2},\qquad
 # \frac{\partial v}{\partial y_k}=w_{k+1}\,\mathrm{d}x_{k+2}-w_{k+2}\,\mathrm{d}x_{k+1}.$$
 #
-# Read the second formula again: a corner pulls on a pixel in proportion to $A_k - v$, how much it *differs*. Where a
-# surface has one colour, moving it changes nothing. Keep that in mind for section 7.
+# Read the second formula again: a corner pulls on a pixel in proportion to $A_k - v$, how much it
+# *differs*. Where a surface has one colour, moving it changes nothing. Keep that in mind for section 7.
 #
 # ### Exercise 3 (medium, 15 minutes)
 #
-# Turn the formulas into code: for $N$ pixels at once, the gradient of a scalar value at each pixel with respect to the
-# screen positions of its three corners.
+# Turn the formulas into code: for $N$ pixels at once, the gradient of a scalar value at each pixel with
+# respect to the screen positions of its three corners.
 
 
 # %% tags=["solution"]
@@ -468,8 +484,9 @@ def screen_gradient(pixel: Tensor, corners: Tensor, values: Tensor) -> Tensor:
 
 
 # %% [markdown]
-# The check is a finite difference: shift each coordinate by ±h, in float64, and compare. And because a hand-derived
-# gradient should never be trusted with one test, it becomes an `autograd.Function` and meets `torch.autograd.gradcheck`.
+# The check is a finite difference: shift each coordinate by ±h, in float64, and compare. And because a
+# hand-derived gradient should never be trusted with one test, it becomes an `autograd.Function` and meets
+# `torch.autograd.gradcheck`.
 
 
 # %%
@@ -515,8 +532,8 @@ assert torch.autograd.gradcheck(
 print("gradcheck: passed")
 
 # %% [markdown]
-# And the whole picture: `facelab.interpolate` has the same formulas, summed over all pixels of a vertex. Compare
-# its gradient with ours on the bumpy head, for the loss $\sum_p \sin(\text{column}_p)\,v_p$.
+# And the whole picture: `facelab.interpolate` has the same formulas, summed over all pixels of a vertex.
+# Compare its gradient with ours on the bumpy head, for the loss $\sum_p \sin(\text{column}_p)\,v_p$.
 
 # %%
 attribute = torch.sin(4 * ball[:, :1]) * ball[:, 1:2]
@@ -539,28 +556,30 @@ assert difference < 1e-9
 # %% [markdown]
 # ## 7 · Silhouettes: the gradient that is missing
 #
-# Paint a sphere white on black. Its image is 1 inside the disc of radius $R$ and 0 outside, so the sum over all
-# pixels is the area of the disc and must have the derivative
+# Paint a sphere white on black. Its image is 1 inside the disc of radius $R$ and 0 outside, so the sum over
+# all pixels is the area of the disc and must have the derivative
 #
 # $$\frac{\mathrm d}{\mathrm dR}\,\pi R^2 = 2\pi R .$$
 #
-# What does our rasterizer say? Every pixel has the value $\sum_k b_k\cdot 1 = 1$ or the background's 0, whatever $R$ is: the derivative is
-# exactly **zero**. The area does grow, but in jumps, whenever the disc swallows the next pixel centre, and the jumps belong to the face
-# index.
+# What does our rasterizer say? Every pixel has the value $\sum_k b_k\cdot 1 = 1$ or the background's 0,
+# whatever $R$ is: the derivative is exactly **zero**. The area does grow, but in jumps, whenever the disc
+# swallows the next pixel centre, and the jumps belong to the face index.
 #
-# **Antialiasing** makes the picture itself continuous. Let an edge of the silhouette cross the line from an inside pixel
-# centre to the outside pixel centre next to it, at the distance $d\in[0,1]$ from the inside one. Each centre stands for a stretch of
-# half a pixel to both sides, so the surface ought to cover $d-\tfrac12$ more than the hard picture says:
+# **Antialiasing** makes the picture itself continuous. Let an edge of the silhouette cross the line from an
+# inside pixel centre to the outside pixel centre next to it, at the distance $d\in[0,1]$ from the inside
+# one. Each centre stands for a stretch of half a pixel to both sides, so the surface ought to cover
+# $d-\tfrac12$ more than the hard picture says:
 #
 # $$\alpha = d-\tfrac12,\qquad
 # \begin{cases} I_\text{out} \leftarrow I_\text{out}+\alpha\,(I_\text{in}-I_\text{out}) & \alpha>0\\
 # I_\text{in} \leftarrow I_\text{in}+\alpha\,(I_\text{in}-I_\text{out}) & \alpha<0\end{cases}$$
 #
-# and $\alpha$ is a smooth function of the edge's two end points, so vertices get a gradient, $\partial L/\partial
-# \alpha$ being the difference of the two colours. Nearly vertical edges blend pixels left and right of them, nearly
-# horizontal ones pixels above and below. The idea is nvdiffrast's (Laine et al. 2020, *Modular primitives for
-# high-performance differentiable rendering*); we walk along silhouette *edges* instead of asking each pixel's triangle,
-# since near the silhouette of a fine mesh triangles are slivers thinner than a pixel that no pixel centre sees.
+# and $\alpha$ is a smooth function of the edge's two end points, so vertices get a gradient,
+# $\partial L/\partial \alpha$ being the difference of the two colours. Nearly vertical edges blend pixels
+# left and right of them, nearly horizontal ones pixels above and below. The idea is nvdiffrast's (Laine et
+# al. 2020, *Modular primitives for high-performance differentiable rendering*); we walk along silhouette
+# *edges* instead of asking each pixel's triangle, since near the silhouette of a fine mesh triangles are
+# slivers thinner than a pixel that no pixel centre sees.
 #
 # Which edges form the silhouette? Those that belong to exactly **one** triangle that faces us.
 
@@ -577,7 +596,7 @@ def silhouette_edges(screen: Tensor, triangles: Tensor) -> Tensor:
 
 
 def soft_mask(screen: Tensor, triangles: Tensor, height: int, width: int) -> Tensor:
-    """The antialiased mask (H, W) of an object in front of an empty background, differentiable in `screen`."""
+    """Antialiased mask (H, W) of an object before an empty background, differentiable in `screen`."""
     mask = (rasterize(screen, triangles, height, width) >= 0).to(screen)
     edges = silhouette_edges(screen, triangles)
     size, centre = (height, width), mask.reshape(-1)
@@ -587,7 +606,9 @@ def soft_mask(screen: Tensor, triangles: Tensor, height: int, width: int) -> Ten
         if axis == 1:  # swap x and y: a flat edge becomes a steep one
             a, b = a.flip(-1), b.flip(-1)
         slope = (b - a).detach()
-        steep = (slope[:, 1].abs() >= slope[:, 0].abs()) if axis == 0 else (slope[:, 1].abs() > slope[:, 0].abs())
+        steep = (
+            (slope[:, 1].abs() >= slope[:, 0].abs()) if axis == 0 else (slope[:, 1].abs() > slope[:, 0].abs())
+        )
         a, b, slope = a[steep], b[steep], slope[steep]
         # The rows (columns) whose centre line the edge crosses; half open, so that a shared end counts once
         first = (torch.minimum(a[:, 1], b[:, 1]).detach() - 0.5).ceil().clamp(0, size[axis])
@@ -596,7 +617,7 @@ def soft_mask(screen: Tensor, triangles: Tensor, height: int, width: int) -> Ten
         n = torch.repeat_interleave(torch.arange(len(count)), count)
         line = first[n].long() + torch.arange(len(n)) - (count.cumsum(0) - count)[n]
         along = a[n, 0] + (line + 0.5 - a[n, 1]) / (b[n, 1] - a[n, 1]) * (b[n, 0] - a[n, 0])  # the crossing
-        # A front-facing triangle lies to the right of an edge that runs down the screen (left, with x and y swapped)
+        # Its triangle lies to the right of an edge that runs down the screen (left, with x and y swapped)
         to_right = (slope[n, 1] > 0) == (axis == 0)
         left = (along.detach() - 0.5).floor().long()  # the pixel before the crossing
         within = (left >= 0) & (left + 1 < size[1 - axis])
@@ -627,14 +648,18 @@ def facelab_mask(screen: Tensor, triangles: Tensor, height: int, width: int) -> 
 radius = torch.tensor(30.3, dtype=torch.float64)
 hard = (rasterize(ball_on_screen(radius), ball_triangles, 80, 80) >= 0).double()
 soft = soft_mask(ball_on_screen(radius), ball_triangles, 80, 80)
-figure, axes = plt.subplots(1, 3, figsize=(10, 3))
+figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
 for axis, image, title in zip(axes, (hard, soft, soft - hard), ("hard", "antialiased", "difference")):
-    shown = axis.imshow(image[5:29, 44:76], cmap="gray" if title != "difference" else "RdBu_r", extent=(44, 76, 29, 5))
+    shown = axis.imshow(
+        image[5:29, 44:76], cmap="gray" if title != "difference" else "RdBu_r", extent=(44, 76, 29, 5)
+    )
     axis.set_title(title)
-plt.colorbar(shown, ax=axes[2])
-plt.tight_layout()
+plt.colorbar(shown, ax=axes)
 agreement = (soft - facelab_mask(ball_on_screen(radius), ball_triangles, 80, 80)).abs()
-print(f"our mask and facelab's: mean difference {agreement.mean().item():.1e}, in {int((agreement > 1e-9).sum())} pixels")
+print(
+    f"our mask and facelab's: mean difference {agreement.mean().item():.1e}, "
+    f"{int((agreement > 1e-9).sum())} pixels differ"
+)
 
 # %% [markdown]
 # Now the area and its derivative over a range of radii, against $\pi R^2$ and $2\pi R$.
@@ -681,26 +706,30 @@ assert abs(numbers["slope_ratio_hard"]) < 1e-12
 assert abs(numbers["slope_ratio_ours"] - 1) < 0.03 and abs(numbers["slope_ratio_facelab"] - 1) < 0.03
 
 # %% [markdown]
-# The hard picture's area climbs in steps, so its difference to $\pi R^2$ is a saw tooth, and its derivative is zero on every tooth. The
-# antialiased area keeps an almost constant distance (the sphere is a polyhedron, a little smaller than the ball), and its
-# derivative is right: what remains is the choice between steep and flat where the outline runs diagonally.
+# The hard picture's area climbs in steps, so its difference to $\pi R^2$ is a saw tooth, and its derivative
+# is zero on every tooth. The antialiased area keeps an almost constant distance (the sphere is a
+# polyhedron, a little smaller than the ball), and its derivative is right: what remains is the choice
+# between steep and flat where the outline runs diagonally.
 #
-# `facelab.antialias` does the same for objects in front of *other surfaces* (a nose before a cheek): it compares depths
-# and blends whatever colours the two pixels have.
+# `facelab.antialias` does the same for objects in front of *other surfaces* (a nose before a cheek): it
+# compares depths and blends whatever colours the two pixels have.
 #
 # ## 8 · Three backends, one answer
 #
-# `rasterize` has three backends: `torch` (like ours above, on any device), `numba` (compiled loops, one image at a time: the
-# fast one on a CPU) and `pytorch3d` (the fast one on a GPU). Only visibility differs between them; the gradient always comes from
-# `interpolate`, so a fit does not depend on the backend. They must agree in every pixel.
+# `rasterize` has three backends: `torch` (like ours above, on any device), `numba` (compiled loops, one
+# image at a time: the fast one on a CPU) and `pytorch3d` (the fast one on a GPU). Only visibility differs
+# between them; the gradient always comes from `interpolate`, so a fit does not depend on the backend. They
+# must agree in every pixel.
 
 # %%
 poses = torch.tensor([[0.0, 0.0, 0.0], [0.3, -0.6, 0.2], [-0.4, 1.0, 0.0]], dtype=torch.float64)
-batch = PerspectiveCamera.from_fov(24, size, size, distance=600.0, dtype=torch.float64).look(poses).project(head)
+batch = (
+    PerspectiveCamera.from_fov(24, size, size, distance=600.0, dtype=torch.float64).look(poses).project(head)
+)
 reference = torch.stack([zbuffer_vectorised(item, ball_triangles, size, size)[0] for item in batch])
 backends = ["torch", "numba"] + (["pytorch3d"] if find_spec("pytorch3d") else [])
 for backend in backends:
-    # PyTorch3D computes in float32 and by the strict rule: compare it in float32, where it may differ at edges
+    # PyTorch3D computes in float32 and by the strict rule: it may differ at edges
     precision = torch.float32 if backend == "pytorch3d" else torch.float64
     found = rasterize(batch.to(precision), ball_triangles, size, size, backend=backend)
     mismatches = int((found != reference).sum())
@@ -709,23 +738,41 @@ for backend in backends:
         assert mismatches == 0
         numbers[f"mismatches_{backend}"] = mismatches
 
+# %% [markdown]
+# Is PyTorch3D not installed? The repository holds what the real one (0.7.9) answered for four meshes, with
+# its own axes turned into ours (`tests/make_golden_pytorch3d.py`). Two have back faces drawn, `cull=False`.
+
+# %%
+numbers["golden_mismatches"] = 0
+for path in sorted(Path("../tests/golden").glob("pytorch3d_*.npz")):
+    golden = np.load(path)
+    golden_screen, golden_triangles = torch.tensor(golden["screen"]), torch.tensor(golden["triangles"]).long()
+    height, width = golden["face_index"].shape
+    found = rasterize(golden_screen, golden_triangles, height, width, cull=bool(golden["cull"]))
+    _, depth = interpolate(golden_screen, golden_triangles, found, torch.zeros(len(golden_screen), 1))
+    mismatches = int((found.numpy() != golden["face_index"]).sum())
+    covered = found >= 0
+    error = (depth[0] / torch.tensor(golden["depth"]) - 1)[covered].abs().max().item()
+    numbers["golden_mismatches"] += mismatches
+    print(f"{path.stem:28} {mismatches} of {found.numel()} pixels differ; depth agrees to {error:.0e}")
 
 # %% [markdown]
 # ## 9 · A face
 #
-# Everything so far used spheres. Now the face model: the same function draws it. All that a renderer needs later,
-# colours, normals, texture coordinates, positions, goes through the same `interpolate` as attributes of the vertices.
+# Everything so far used spheres. Now the face model: the same function draws it. All that a renderer needs
+# later, colours, normals, texture coordinates, positions, goes through the same `interpolate` as attributes
+# of the vertices.
 
 # %%
 model = MorphableModel.load(subdivisions=P["model"], device=DEVICE)
 face = model.vertices()
 albedo, _ = model.albedo()
-camera = PerspectiveCamera.from_fov(24, size, size, distance=600.0, device=DEVICE)
+camera = PerspectiveCamera.from_fov(20, size, size, distance=600.0, device=DEVICE)
 triangles = model.triangles
 
 
 def draw_face(pitch: float = 0.0, yaw: float = 25.0, roll: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Face index (H, W), attributes (7, H, W) = albedo, normal, weight of corner 0; depth (H, W). Degrees."""
+    """Face index (H, W), attributes (6, H, W) = albedo and normal, depth (H, W). Angles in degrees."""
     view = camera.look([float(np.deg2rad(angle)) for angle in (pitch, yaw, roll)])
     screen = view.project(face)
     face_index = rasterize(screen, triangles, size, size)
@@ -734,20 +781,33 @@ def draw_face(pitch: float = 0.0, yaw: float = 25.0, roll: float = 0.0) -> tuple
     return face_index, attributes, depth[0]
 
 
+def zoom_in(pitch: float, yaw: float, roll: float, factor: float = 10.0) -> Tensor:
+    """(H, W, 3): the barycentric weights as red, green and blue, magnified around the eye on the right."""
+    view = camera.look([float(np.deg2rad(angle)) for angle in (pitch, yaw, roll)])
+    screen = view.project(face)
+    target = view.project(model.landmarks(face))[42:48, :2].mean(0)
+    screen = torch.cat([(screen[:, :2] - target) * factor + size / 2, screen[:, 2:]], -1)
+    face_index = rasterize(screen, triangles, size, size)
+    corners = screen[triangles[face_index.clamp(min=0)]]
+    return (
+        barycentric(pixel_centres(size, size, screen.dtype).to(DEVICE), corners[..., :2])
+        * (face_index >= 0)[..., None]
+    )
+
+
 def show_face(pitch: float = 0.0, yaw: float = 25.0, roll: float = 0.0) -> plt.Figure:
-    """Four maps of the same pixels."""
+    """Four maps of the same face."""
     face_index, attributes, depth = (item.cpu() for item in draw_face(pitch, yaw, roll))
     covered = face_index >= 0
-    shuffled = torch.randperm(len(triangles), generator=torch.Generator().manual_seed(1)).double() / len(triangles)
     pictures = {
-        "face index (shuffled colours)": shuffled[face_index.clamp(min=0)].where(covered, torch.nan),
+        "barycentric weights, an eye": zoom_in(pitch, yaw, roll).clamp(0, 1).cpu(),
         "depth (mm)": depth.where(covered, torch.nan),
         "normals": ((attributes[3:6].permute(1, 2, 0) + 1) / 2 * covered[..., None]).clamp(0, 1),
-        "diffuse albedo, as sRGB": (attributes[:3].clamp(0, 1) ** (1 / 2.2)).permute(1, 2, 0),
+        "diffuse albedo, as sRGB": linear_to_srgb(attributes[:3]).permute(1, 2, 0).clamp(0, 1),
     }
     figure, axes = plt.subplots(1, 4, figsize=(12, 3.2))
     for axis, (title, picture) in zip(axes, pictures.items()):
-        axis.imshow(picture, cmap="nipy_spectral" if "index" in title else "magma_r")
+        axis.imshow(picture, cmap="magma_r")
         axis.set_title(title)
         axis.axis("off")
     plt.tight_layout()
@@ -773,14 +833,13 @@ def on_slider(pitch: float, yaw: float, roll: float) -> None:
     plt.show()
 
 
-ipywidgets.interact(on_slider, **sliders);
-
+ipywidgets.interact(on_slider, **sliders)
 # %% [markdown]
 # ## 10 · Recover a pose from a silhouette
 #
 # A target mask was made with an unknown rotation and translation. Start with a frontal face and follow the
-# gradient of $\frac1{N}\sum_p (M_p(\theta)-\hat M_p)^2$. With the hard mask there is no gradient to follow. With the soft one
-# the silhouette is pulled from both sides.
+# gradient of $\frac1{N}\sum_p (M_p(\theta)-\hat M_p)^2$. With the hard mask there is no gradient to follow.
+# With the soft one the silhouette is pulled from both sides.
 
 # %%
 true_angles = torch.tensor([-8.0, 20.0, 10.0]) * torch.pi / 180
@@ -795,9 +854,12 @@ def face_mask(angles: Tensor, shift: Tensor, mask_function) -> Tensor:
 target = face_mask(true_angles, true_shift, facelab_mask)
 
 
+start_angles, start_shift = torch.zeros(3), torch.tensor([0.0, 0.0, -600.0])
+
+
 def recover(mask_function) -> tuple[Tensor, Tensor, list[float]]:
     """Adam on three angles (rad) and a translation (mm), with a rate per unit; the loss at each step."""
-    angles, shift = torch.zeros(3, requires_grad=True), torch.tensor([0.0, 0.0, -600.0], requires_grad=True)
+    angles, shift = start_angles.clone().requires_grad_(), start_shift.clone().requires_grad_()
     optimiser = torch.optim.Adam([{"params": [angles], "lr": 0.02}, {"params": [shift], "lr": 2.0}])
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, P["pose_steps"], 0.0)
     losses = []
@@ -811,6 +873,10 @@ def recover(mask_function) -> tuple[Tensor, Tensor, list[float]]:
     return angles.detach(), shift.detach(), losses
 
 
+numbers["pose_error_degrees_start"] = pose_error_degrees(
+    camera.look(start_angles).rotation, camera.look(true_angles).rotation
+).item()
+print(f"{'start':12}: rotation off by {numbers['pose_error_degrees_start']:5.2f}°")
 history = {}
 for name, mask_function in (("hard", hard_mask), ("antialiased", facelab_mask)):
     angles, shift, losses = recover(mask_function)
@@ -819,9 +885,12 @@ for name, mask_function in (("hard", hard_mask), ("antialiased", facelab_mask)):
     numbers[f"pose_error_degrees_{name}"] = error
     numbers[f"shift_error_mm_{name}"] = (shift - true_shift)[:2].norm().item()
     sideways, away = numbers[f"shift_error_mm_{name}"], (shift - true_shift)[2].abs().item()
-    print(f"{name:12}: rotation off by {error:5.2f}°, position by {sideways:5.2f} mm sideways, {away:5.2f} mm in depth")
+    print(
+        f"{name:12}: rotation off by {error:5.2f}°, "
+        f"position by {sideways:5.2f} mm sideways, {away:5.2f} mm in depth"
+    )
 
-start = face_mask(torch.zeros(3), torch.tensor([0.0, 0.0, -600.0]), facelab_mask)
+start = face_mask(start_angles, start_shift, facelab_mask)
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.3))
 for axis, mask, title in (
     (axes[0], start, "start (red) and target (cyan)"),
@@ -837,15 +906,20 @@ axes[2].legend()
 plt.tight_layout()
 
 # %% [markdown]
-# A silhouette says nothing about what lies inside it, so a whole picture pins a pose down better (notebook 30); but
-# it is remarkable how much an outline knows.
+# The hard mask's loss may drift a little: its gradient is not 0 but the rounding error of 0, and Adam,
+# which divides a gradient by its own size, marches off into a random direction. Check gradients before you
+# trust an optimiser.
 #
-# **What you have now.** Visibility without a gradient, interpolation with one, outlines by antialiasing: that is `rasterize`,
-# `interpolate` and `antialias`. The next notebook puts light on the face.
+# A silhouette says nothing about what lies inside it, so a whole picture pins a pose down better (notebook
+# 30); but it is remarkable how much an outline knows.
 #
-# **Sources.** Pineda, *A parallel algorithm for polygon rasterization*, SIGGRAPH 1988. Laine, Hellsten, Karras, Seo, Lehtinen, Aila,
-# *Modular primitives for high-performance differentiable rendering*, SIGGRAPH Asia 2020. Ravi et al., *Accelerating 3D deep
-# learning with PyTorch3D*, 2020. Loper and Black, *OpenDR*, ECCV 2014 (the first widely used differentiable renderer).
+# **What you have now.** Visibility without a gradient, interpolation with one, outlines by antialiasing:
+# that is `rasterize`, `interpolate` and `antialias`. The next notebook puts light on the face.
+#
+# **Sources.** Pineda, *A parallel algorithm for polygon rasterization*, SIGGRAPH 1988. Laine, Hellsten,
+# Karras, Seo, Lehtinen, Aila, *Modular primitives for high-performance differentiable rendering*, SIGGRAPH
+# Asia 2020. Ravi et al., *Accelerating 3D deep learning with PyTorch3D*, 2020. Loper and Black, *OpenDR*,
+# ECCV 2014 (the first widely used differentiable renderer).
 
 # %%
 (out / "numbers.json").write_text(json.dumps(numbers, indent=1))

@@ -1,15 +1,17 @@
 # %% [markdown]
 # # 21 · From parameters to a picture, and back only in part
 #
-# A picture of a face is made of shape, pose, camera, skin and light. In this notebook you build each step, cameras,
-# spherical harmonics, highlights, the curve that turns light into pixel values, and check each against an analytic value.
-# Then you go looking for **ambiguities**: different parameters that make the *same* picture. You will construct them exactly,
-# measure how well priors resolve them, and see for whom they go wrong. Every method in the later notebooks inverts this
-# image formation, and inherits its ambiguities.
+# A picture of a face is made of shape, pose, camera, skin and light. In this notebook you build each step,
+# cameras, spherical harmonics, highlights, the curve that turns light into pixel values, and check each
+# against an analytic value. Then you go looking for **ambiguities**: different parameters that make the
+# *same* picture. You will construct them exactly, measure how well priors resolve them, and see for whom
+# they go wrong. Every method in the later notebooks inverts this image formation, and inherits its
+# ambiguities.
 #
-# **Time:** 90 minutes, with exercises 120. **Before this:** notebook 20 (rasterizer) or a belief that `rasterize` and
-# `interpolate` work; linear algebra; PyTorch. [docs/conventions.md](../docs/conventions.md) has the axes: camera space is +x right, +y up, +z towards the
-# viewer, millimetres; the camera looks along −z.
+# **Time:** 90 minutes, with exercises 120. **Before this:** notebook 20 (rasterizer) or a belief that
+# `rasterize` and `interpolate` work; linear algebra; PyTorch. [docs/conventions.md](../docs/conventions.md)
+# has the axes: camera space is +x right, +y up, +z towards the viewer, millimetres; the camera looks along
+# −z.
 
 # %%
 import json
@@ -68,24 +70,25 @@ for name, settings in PRESETS.items():
     print(f"{name:8}" + "".join(f"{value:12}" for value in settings.values()) + f"   {mark}")
 
 # %% [markdown]
-# `size`: pixels per side. `model`: subdivisions of the face model. `rays`: samples of Monte Carlo integrals. `people`:
-# sampled skins in section 8.
+# `size`: pixels per side. `model`: subdivisions of the face model. `rays`: samples of Monte Carlo
+# integrals. `people`: sampled skins in section 7.
 #
 # ## 1 · The whole chain once
 #
-# $$\text{coefficients}\to\text{vertices (mm)}\xrightarrow{R,\,t}\text{camera space}\xrightarrow{f}\text{screen}
+# $$\text{coefficients}\to\text{vertices (mm)}\xrightarrow{R,\,t}\text{camera space}
+# \xrightarrow{f}\text{screen}
 # \xrightarrow{\text{rasterizer}}\text{normal, albedo per pixel}\xrightarrow{\text{light}}\text{linear RGB}
 # \xrightarrow{\text{sRGB}}\text{picture}$$
 #
-# `render` does all of it and keeps the intermediate maps. `pncc`, the *projected normalised coordinate code*, colours each point of the
-# mean face by where it is and is the input of CoarseNet (notebook 60).
+# `render` does all of it and keeps the intermediate maps. `pncc`, the *projected normalised coordinate
+# code*, colours each point of the mean face by where it is and is the input of CoarseNet (notebook 60).
 
 # %%
 size = P["size"]
 model = MorphableModel.load(subdivisions=P["model"], device=DEVICE)
 face, triangles = model.vertices(), model.triangles
 albedo, f0 = model.albedo()
-camera = PerspectiveCamera.from_fov(22, size, size, distance=600.0, device=DEVICE)
+camera = PerspectiveCamera.from_fov(19, size, size, distance=600.0, device=DEVICE)
 
 
 def rgb(*values: float) -> Tensor:
@@ -94,12 +97,14 @@ def rgb(*values: float) -> Tensor:
 
 
 def direction(azimuth: float, elevation: float) -> Tensor:
-    """Unit vector (3,) towards a light, degrees: azimuth to the image's right, elevation up; (0, 0) is the camera."""
+    """Unit vector (3,) towards a light, degrees: azimuth to the right, elevation up; (0, 0) is ahead."""
     a, e = math.radians(azimuth), math.radians(elevation)
     return rgb(math.cos(e) * math.sin(a), math.sin(e), math.cos(e) * math.cos(a))
 
 
-def soft_light(azimuth: float = 40, elevation: float = 25, strength: float = 1.2, ambient: float = 0.5) -> Tensor:
+def soft_light(
+    azimuth: float = 40, elevation: float = 25, strength: float = 1.2, ambient: float = 0.5
+) -> Tensor:
     """Spherical harmonics coefficients (9, 3) of a warm lamp and cool surroundings."""
     lamp = directional_to_sh(direction(azimuth, elevation), strength * rgb(1.05, 1.0, 0.92))
     return lamp + ambient_to_sh(ambient * rgb(0.95, 1.0, 1.08))
@@ -116,20 +121,24 @@ def lamp_light(shininess: float = 24.0, strength: float = 1.2, **where: float) -
     )
 
 
-def draw(light, view=camera, diffuse: Tensor = albedo, specular: Tensor | None = f0, shape: Tensor = face) -> Picture:
+def draw(
+    light, view=camera, diffuse: Tensor = albedo, specular: Tensor | None = f0, shape: Tensor = face
+) -> Picture:
     """Render the face."""
     return render(shape, triangles, view, light, diffuse, specular, size, size, antialias=True)
 
 
-def show(pictures: dict[str, Tensor], columns: int = 4, height: float = 3.0, **options) -> None:
-    """A grid of (3, H, W) or (1, H, W) pictures with titles."""
-    rows = math.ceil(len(pictures) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.75 * columns, height * rows), squeeze=False)
+def show(
+    pictures: dict[str, Tensor] | list[tuple[str, Tensor]], columns: int = 4, height: float = 3.0
+) -> None:
+    """A grid of pictures (3, H, W) with titles."""
+    titled = list(pictures.items()) if isinstance(pictures, dict) else pictures
+    rows = math.ceil(len(titled) / columns)
+    _, axes = plt.subplots(rows, columns, figsize=(2.75 * columns, height * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, (title, picture) in zip(axes.flat, pictures.items()):
-        shown = picture.detach().float().cpu().movedim(0, -1)
-        axis.imshow(shown.clamp(0, 1) if shown.shape[-1] == 3 else shown, **options)
+    for axis, (title, picture) in zip(axes.flat, titled):
+        axis.imshow(picture.detach().cpu().movedim(0, -1).clamp(0, 1))
         axis.set_title(title)
     plt.tight_layout()
     plt.show()
@@ -143,7 +152,9 @@ show(
     {
         "picture (sRGB)": picture.image,
         "mask": picture.mask.float().expand(3, -1, -1),
-        f"depth, {near:.0f} (white) to {far:.0f} mm": ((far - picture.depth) / (far - near) * picture.mask).expand(3, -1, -1),
+        f"depth, {near:.0f} (white) to {far:.0f} mm": (
+            (far - picture.depth) / (far - near) * picture.mask
+        ).expand(3, -1, -1),
         "normals": (picture.normals + 1) / 2 * picture.mask,
         "diffuse albedo": linear_to_srgb(picture.albedo),
         "diffuse shading": linear_to_srgb(picture.shading / 2),
@@ -151,7 +162,9 @@ show(
         "pncc": pncc,
     }
 )
-hard = render(face, triangles, turned, lamp_light(), albedo, f0, size, size)  # no antialiasing: nothing is blended
+hard = render(
+    face, triangles, turned, lamp_light(), albedo, f0, size, size
+)  # no antialiasing: nothing is blended
 numbers["recomposition_error"] = (hard.albedo * hard.shading + hard.specular - hard.linear).abs().max().item()
 assert numbers["recomposition_error"] < 1e-5
 print(f"linear picture = albedo x shading + highlights, up to {numbers['recomposition_error']:.1e}")
@@ -163,14 +176,17 @@ print(f"linear picture = albedo x shading + highlights, up to {numbers['recompos
 #
 # $$u = c_x + f\,\frac{X_x}{-X_z},\qquad v = c_y - f\,\frac{X_y}{-X_z},\qquad \text{depth}=-X_z,$$
 #
-# with the focal length $f$ in pixels and the principal point $c$; the minus in $v$ is there because pixels count downwards.
-# **Weak perspective** (CoarseNet, the 2022 paper) divides by *one* depth for the whole face: $u = o_x + s\,X_x$, $v = o_y - s\,X_y$.
+# with the focal length $f$ in pixels and the principal point $c$; the minus in $v$ is there because pixels
+# count downwards. **Weak perspective** (CoarseNet, the 2022 paper) divides by *one* depth for the whole
+# face: $u = o_x + s\,X_x$, $v = o_y - s\,X_y$.
 #
 # ### Exercise 1 (easy, 5 minutes)
 
 
 # %% tags=["solution"]
-def project(points: Tensor, rotation: Tensor, translation: Tensor, focal: Tensor, principal: Tensor) -> Tensor:
+def project(
+    points: Tensor, rotation: Tensor, translation: Tensor, focal: Tensor, principal: Tensor
+) -> Tensor:
     """Screen positions (N, 3) = (u, v, depth) of model points (N, 3).
 
     rotation (3, 3) and translation (3,) go from model to camera space; focal () and principal (2,) in pixels.
@@ -187,10 +203,27 @@ ours = project(face, turned.rotation, turned.translation, turned.focal, turned.p
 assert torch.allclose(ours, turned.project(face), atol=1e-3)
 
 # %% [markdown]
+# How wrong is weak perspective? Give it the scale $s=f/d$ of the middle of the head, and compare landmarks of a
+# turned head in a 240 px picture. The error is the relief of the face over its distance, times its radius in pixels.
+
+# %%
+print("distance (mm)   landmarks: rms, largest difference (px)")
+for distance in (300.0, 600.0, 1200.0, 2400.0):
+    full = PerspectiveCamera.from_fov(22 * 600 / distance, 240, 240, distance, device=DEVICE).look(
+        [0.05, math.radians(25), 0.0]
+    )
+    weak = WeakPerspectiveCamera(full.rotation, full.focal / distance, full.principal)
+    points = model.landmarks(face)
+    error = (full.project(points) - weak.project(points))[:, :2].norm(dim=-1)
+    numbers[f"weak_perspective_rms_px_{distance:.0f}"] = error.square().mean().sqrt().item()
+    print(f"{distance:13.0f} {error.square().mean().sqrt():18.2f} {error.max():10.2f}")
+
+# %% [markdown]
 # ### Focal length against distance
 #
-# The size of the face on the screen is $f/d$ (times its millimetres). Double both and the size stays; what changes is only the *relief*: how
-# much nearer, and so larger, the nose is than the ears. At arm's length that is a lot, and at two metres almost nothing.
+# The size of the face on the screen is $f/d$ (times its millimetres). Double both and the size stays; what
+# changes is only the *relief*: how much nearer, and so larger, the nose is than the ears. At arm's length
+# that is a lot, and at two metres almost nothing.
 
 # %%
 distances = (250.0, 400.0, 800.0, 3000.0)
@@ -202,10 +235,12 @@ for distance in distances:
 show(views)
 
 # %% [markdown]
-# Now with numbers. Take the landmarks of a face at distance $d$ as the truth, and explain them with a camera that is *twice* as
-# far away and has about twice the focal length. How well can it do, with the best pose? And if the **shape** may adapt too, 20 identity
-# coefficients under their prior $N(0,1)$, with landmarks trusted to one pixel? That is least squares,
-# $\min_{\theta,\alpha}\sum_i\lVert u_i(\theta,\alpha)-\hat u_i\rVert^2/(1\,\text{px})^2+\lVert\alpha\rVert^2$, by Gauss–Newton:
+# Now with numbers. Take the landmarks of a face at distance $d$ as the truth, and explain them with a
+# camera that is *twice* as far away and has about twice the focal length. How well can it do, with the best
+# pose? And if the **shape** may adapt too, 20 identity coefficients under their prior $N(0,1)$, with
+# landmarks trusted to one pixel? That is least squares,
+# $\min_{\theta,\alpha}\sum_i\lVert u_i(\theta,\alpha)-\hat u_i\rVert^2/\text{px}^2+\lVert\alpha\rVert^2$,
+# by Gauss–Newton:
 
 # %%
 screen_size = 240  # pixels in this experiment, at every preset
@@ -216,7 +251,9 @@ landmark_basis = model.landmarks(model.identity_basis[:20]).double()  # landmark
 def landmark_screen(theta: Tensor, focal: Tensor) -> Tensor:
     """(68, 2) pixels. theta: 3 angles, translation / 100 mm, then identity coefficients."""
     points = landmark_mean + torch.tensordot(theta[6:], landmark_basis[: len(theta) - 6], 1)
-    view = PerspectiveCamera(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), focal, centre)
+    view = PerspectiveCamera(
+        torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), focal, centre
+    )
     return view.look(theta[:3], 100 * theta[3:6]).project(points)[:, :2]
 
 
@@ -236,7 +273,9 @@ def gauss_newton(target: Tensor, focal: Tensor, distance: float, components: int
 
 centre = torch.tensor([screen_size / 2, screen_size / 2], dtype=torch.float64)
 base_focal = torch.tensor(screen_size / 2 / math.tan(math.radians(11)), dtype=torch.float64)  # at 600 mm
-print("landmarks of the mean face at d, seen by a camera at 2d; 240 px picture, the face is about 160 px wide\n")
+print(
+    "landmarks of the mean face at d, seen by a camera at 2d; 240 px picture, the face is about 160 px wide\n"
+)
 box = landmark_screen(torch.tensor([0.05, 0.3, 0, 0, 0, -6], dtype=torch.float64), base_focal)
 diagonal = (box.amax(0) - box.amin(0)).norm().item()
 print(f"for scale: 1 % of the diagonal of the landmarks' box is {diagonal / 100:.1f} px\n")
@@ -258,8 +297,10 @@ for distance in (300.0, 600.0, 1200.0, 2400.0):
 assert numbers["focal_rms_px_1200"] < 0.5 * numbers["focal_rms_px_300"]
 
 # %% [markdown]
-# A good landmark detector errs by about one percent of the box. So from one metre on the two cameras cannot be told apart by landmarks, and nearer than that a slightly different *face* (last column) hides most of the difference. Consequence: a method may fix
-# the focal length to something sensible, and must not be proud of its absolute depth. When you know the focal length (EXIF), use it.
+# A good landmark detector errs by about one percent of the box. So from one metre on the two cameras cannot
+# be told apart by landmarks, and nearer than that a slightly different *face* (last column) hides most of
+# the difference. Consequence: a method may fix the focal length to something sensible, and must not be
+# proud of its absolute depth. When you know the focal length (EXIF), use it.
 #
 # ## 3 · Light as spherical harmonics
 #
@@ -267,12 +308,13 @@ assert numbers["focal_rms_px_1200"] < 0.5 * numbers["focal_rms_px_300"]
 #
 # $$I(n)=a\,E(n),\qquad E(n)=\frac1\pi\int_{S^2} L(\omega)\,\max(0,n\cdot\omega)\,\mathrm d\omega .$$
 #
-# Blurring the surroundings with so wide a kernel leaves only low frequencies. On the sphere the frequencies are the **spherical
-# harmonics** $H_b$, and nine of them are enough (Ramamoorthi and Hanrahan 2001; Basri and Jacobs 2003): $E(n)\approx\sum_{b=1}^{9}\gamma_bH_b(n)$,
-# with the polynomials
+# Blurring the surroundings with so wide a kernel leaves only low frequencies. On the sphere the frequencies
+# are the **spherical harmonics** $H_b$, and nine of them are enough (Ramamoorthi and Hanrahan 2001; Basri
+# and Jacobs 2003): $E(n)\approx\sum_{b=1}^{9}\gamma_bH_b(n)$, with the polynomials
 #
 # $$H=\Big(c_0,\;c_1y,\;c_1z,\;c_1x,\;c_2xy,\;c_2yz,\;c_3(3z^2-1),\;c_2xz,\;c_4(x^2-y^2)\Big)(n),$$
-# $$c_0=\sqrt{\tfrac1{4\pi}},\; c_1=\sqrt{\tfrac3{4\pi}},\; c_2=\sqrt{\tfrac{15}{4\pi}},\; c_3=\sqrt{\tfrac5{16\pi}},\; c_4=\sqrt{\tfrac{15}{16\pi}} .$$
+# $$c_0=\sqrt{\tfrac1{4\pi}},\; c_1=\sqrt{\tfrac3{4\pi}},\;
+# c_2=\sqrt{\tfrac{15}{4\pi}},\; c_3=\sqrt{\tfrac5{16\pi}},\; c_4=\sqrt{\tfrac{15}{16\pi}} .$$
 #
 # ### Exercise 2 (easy, 5 minutes)
 
@@ -311,10 +353,13 @@ for axis, name, values in zip(axes, names, harmonics(ball).unbind(-1)):
     axis.axis("off")
 plt.tight_layout()
 
-# Orthonormal over the sphere: Gauss-Legendre in z, equal steps in the angle; exact for polynomials of this degree
+# Gauss-Legendre in z, equal steps in the angle: exact over the sphere for polynomials of this degree
 nodes, node_weights = np.polynomial.legendre.leggauss(8)
 angle = torch.arange(16, dtype=torch.float64) * 2 * math.pi / 16
-z, w = torch.tensor(nodes)[:, None].expand(8, 16), torch.tensor(node_weights)[:, None].expand(8, 16) * 2 * math.pi / 16
+z, w = (
+    torch.tensor(nodes)[:, None].expand(8, 16),
+    torch.tensor(node_weights)[:, None].expand(8, 16) * 2 * math.pi / 16,
+)
 r = (1 - z * z).sqrt()
 points = torch.stack([r * angle.cos(), r * angle.sin(), z], -1).reshape(-1, 3)
 gram = (harmonics(points) * w.reshape(-1, 1)).T @ harmonics(points)
@@ -325,12 +370,15 @@ assert torch.allclose(harmonics(ball), sh_basis(ball), atol=1e-6)
 # %% [markdown]
 # ### What the cosine does to a band
 #
-# Convolving with a kernel that depends on the angle only multiplies each band $l$ by one number (Funk–Hecke):
+# Convolving with a kernel that depends on the angle only multiplies each band $l$ by one number
+# (Funk–Hecke):
 #
-# $$A_l = 2\pi\int_0^1 P_l(t)\,t\,\mathrm dt:\qquad A_0=\pi,\; A_1=\tfrac{2\pi}3,\; A_2=\tfrac\pi4,\; A_3=0,\; A_4=-\tfrac{\pi}{24},\dots$$
+# $$A_l = 2\pi\int_0^1 P_l(t)\,t\,\mathrm dt:\qquad
+# A_0=\pi,\; A_1=\tfrac{2\pi}3,\; A_2=\tfrac\pi4,\; A_3=0,\; A_4=-\tfrac{\pi}{24},\dots$$
 #
-# So light with coefficients $L_b$ shades with $\gamma_b = A_{l(b)}L_b/\pi$. In facelab (and in the papers) the coefficients **are already those
-# of the shading**, kernel and $1/\pi$ included. Is it true? Integrate both sides by Monte Carlo, with a light made of several small lamps:
+# So light with coefficients $L_b$ shades with $\gamma_b = A_{l(b)}L_b/\pi$. In facelab (and in the papers)
+# the coefficients **are already those of the shading**, kernel and $1/\pi$ included. Is it true? Integrate
+# both sides by Monte Carlo, with a light made of several small lamps:
 
 
 # %%
@@ -371,8 +419,9 @@ assert error < 0.05
 # %% [markdown]
 # ### The worst case: one distant lamp
 #
-# Surroundings are kind, a single direction is not: it contains all frequencies equally. Then $E = \max(0,\cos\theta)$ exactly, and nine
-# coefficients give $\tfrac14+\tfrac12\cos\theta+\tfrac5{32}(3\cos^2\theta-1)$.
+# Surroundings are kind, a single direction is not: it contains all frequencies equally. Then
+# $E = \max(0,\cos\theta)$ exactly, and nine coefficients give
+# $\tfrac14+\tfrac12\cos\theta+\tfrac5{32}(3\cos^2\theta-1)$.
 
 # %%
 theta = torch.linspace(0, math.pi, 361, dtype=torch.float64)
@@ -403,23 +452,28 @@ theirs = sh_basis(towards) @ directional_to_sh(towards, torch.ones(3, dtype=torc
 assert torch.allclose(theirs, ours.expand(3))
 
 # %% [markdown]
-# Nine coefficients keep 99 % of the energy. The largest error sits exactly at 90°, the edge of the shadow, which harmonics cannot draw
-# sharply: where the light only grazes they still give a tenth of the lamp, and further round they even go slightly negative. *Cast* shadows (of
-# the nose, say) are not in the model at all.
+# Nine coefficients keep 99 % of the energy. The largest error sits exactly at 90°, the edge of the shadow,
+# which harmonics cannot draw sharply: where the light only grazes they still give a tenth of the lamp, and
+# further round they even go slightly negative. *Cast* shadows (of the nose, say) are not in the model at
+# all.
 #
 # ## 4 · Highlights
 #
-# Skin is oily: a few percent of the light does not enter but bounces off. That reflectance at normal incidence is the **specular
-# albedo** $F_0$ (skin: about 0.028). **Phong** (1975; GANFIT) compares the mirrored light direction with the eye, **Blinn–Phong** (1977; the 2022 paper)
-# the half vector $h=\frac{l+v}{\lVert l+v\rVert}$ with the normal:
+# Skin is oily: a few percent of the light does not enter but bounces off. That reflectance at normal
+# incidence is the **specular albedo** $F_0$ (skin: about 0.028). **Phong** (1975; GANFIT) compares the
+# mirrored light direction with the eye, **Blinn–Phong** (1977; the 2022 paper) the half vector
+# $h=\frac{l+v}{\lVert l+v\rVert}$ with the normal:
 #
-# $$\text{Phong: } F_0\,\tfrac{s+2}2\,(r\cdot v)^s\,(n\cdot l),\qquad \text{Blinn–Phong: } F\,\tfrac{s+8}8\,(n\cdot h)^s\,(n\cdot l).$$
+# $$\text{Phong: } F_0\,\tfrac{s+2}2\,(r\cdot v)^s\,(n\cdot l),\qquad
+# \text{Blinn–Phong: } F\,\tfrac{s+8}8\,(n\cdot h)^s\,(n\cdot l).$$
 #
-# The **shininess** $s$ is the narrowness of the lobe. The factors $\frac{s+2}2$ and $\frac{s+8}8$ keep the reflected *energy* nearly the same for all $s$:
-# a smoother skin has a smaller, brighter highlight. (`normalised=False` gives the papers' plain $F_0(r\cdot v)^s$ and $F_0(n\cdot h)^s$.) $F$ is Schlick's
+# The **shininess** $s$ is the narrowness of the lobe. The factors $\frac{s+2}2$ and $\frac{s+8}8$ keep the
+# reflected *energy* nearly the same for all $s$: a smoother skin has a smaller, brighter highlight.
+# (`normalised=False` gives the papers' plain $F_0(r\cdot v)^s$ and $F_0(n\cdot h)^s$.) $F$ is Schlick's
 # approximation of Fresnel: everything mirrors at grazing angles.
 #
-# Energy check. Light a mirror-like patch from straight ahead and add up what it sends into all directions: with Phong it must be exactly $F_0$.
+# Energy check. Light a mirror-like patch from straight ahead and add up what it sends into all directions:
+# with Phong it must be exactly $F_0$.
 
 # %%
 upper = omega[omega[:, 2] > 0]  # directions towards the eye, over the hemisphere
@@ -433,7 +487,7 @@ for shininess in (4.0, 16.0, 64.0):
     s = torch.tensor(shininess, dtype=torch.float64)
     phong = PhongLight(0 * one, position, one, s)
     blinn = BlinnPhongLight(torch.zeros(9, 3, dtype=torch.float64), position, one, s)
-    # `specular_radiance` is π times the reflected radiance; over the hemisphere, radiance x cos(angle) is energy
+    # `specular_radiance` is π times the radiance; radiance x cosine, over the hemisphere, is energy
     energy = [
         (light.shade(up, black, upper, black, reflectance).specular_radiance[:, 0] * upper[:, 2]).sum().item()
         * (2 * math.pi / len(upper)) / math.pi / 0.028
@@ -444,18 +498,18 @@ for shininess in (4.0, 16.0, 64.0):
     assert abs(energy[0] - 1) < 0.15
 
 # %%
-views = {}
-for shininess in (4.0, 12.0, 40.0, 120.0):
-    views[f"shininess {shininess:.0f}"] = draw(lamp_light(shininess, azimuth=30), turned).image
-show(views)
-show({f"{title}: highlights × 4": linear_to_srgb(4 * draw(lamp_light(s, azimuth=30), turned).specular)
-      for title, s in (("s = 4", 4.0), ("s = 12", 12.0), ("s = 40", 40.0), ("s = 120", 120.0))})  # fmt: skip
+rendered = {s: draw(lamp_light(s, azimuth=30), turned) for s in (4.0, 12.0, 40.0, 120.0)}
+show(
+    [(f"shininess {s:.0f}", made.image) for s, made in rendered.items()]
+    + [("its highlights × 4", linear_to_srgb(4 * made.specular)) for made in rendered.values()]
+)
 
 # %% [markdown]
 # ## 5 · Light adds up, pixel values do not
 #
-# Everything so far was **linear**: twice the light, twice the number. A JPEG stores **sRGB**, roughly the power $1/2.2$. Light
-# adds; so take the pictures under the left lamp and under the right lamp, and compare with both lamps on.
+# Everything so far was **linear**: twice the light, twice the number. A JPEG stores **sRGB**, roughly the
+# power $1/2.2$. Light adds; so take the pictures under the left lamp and under the right lamp, and compare
+# with both lamps on.
 
 # %%
 left = draw(SphericalHarmonicsLight(soft_light(-60, 10, 1.0, 0.0)))
@@ -466,26 +520,35 @@ in_srgb = left.image + right.image
 numbers["sum_in_linear_rmse"] = photometric_rmse(in_linear, both.image, both.mask).item()
 numbers["sum_in_srgb_rmse"] = photometric_rmse(in_srgb, both.image, both.mask).item()
 show({"left": left.image, "right": right.image, "both": both.image, "left + right, added as sRGB": in_srgb})
-print(f"added as linear light: off by {numbers['sum_in_linear_rmse']:.4f} of 255; as sRGB: {numbers['sum_in_srgb_rmse']:.1f}")
+print(
+    f"added as linear light: off by {numbers['sum_in_linear_rmse']:.4f} of 255; "
+    f"as sRGB: {numbers['sum_in_srgb_rmse']:.1f}"
+)
 assert torch.allclose(srgb_to_linear(linear_to_srgb(both.linear)), both.linear, atol=1e-6)
 
 # %% [markdown]
-# InverseFaceNet, MoFA and CoarseNet work in "image RGB": they pretend that the picture is linear. That is a different model, in which shading looks
-# flatter than it is and the estimated light is wrong; it is self-consistent as long as albedo, light *and* loss live in the same space.
+# InverseFaceNet, MoFA and CoarseNet work in "image RGB": they pretend that the picture is linear. That is a
+# different model, in which shading looks flatter than it is and the estimated light is wrong; it is
+# self-consistent as long as albedo, light *and* loss live in the same space.
 #
 # ## 6 · Per pixel or per vertex
 #
-# `render` interpolates normals and albedo to each pixel and shades *there*. MoFA has no rasterizer at all: it shades **vertices** and compares their
-# colours with the photograph at the place where they project, Eq. (5): $\mathcal F_i(x) = (u_i(x), c_i(x))$. Cheap, and smooth in every
-# parameter. Two prices. First: what turns towards the camera counts as visible, even behind the nose.
+# `render` interpolates normals and albedo to each pixel and shades *there*. MoFA has no rasterizer at all:
+# it shades **vertices** and compares their colours with the photograph at the place where they project, Eq.
+# (5): $\mathcal F_i(x) = (u_i(x), c_i(x))$. Cheap, and smooth in every parameter. Two prices. First: what
+# turns towards the camera counts as visible, even behind the nose.
+
 
 # %%
 def hidden_share(yaw: float) -> tuple[float, Tensor, Tensor]:
-    """Share of the vertices that face the camera but are covered by something nearer; screen and that flag."""
+    """Share of the vertices facing the camera that something nearer covers; screen positions; flags."""
     view = camera.look([0.0, math.radians(yaw), 0.0])
     vertices = shade_vertices(face, triangles, view, lamp_light(), albedo, f0)
     picture = draw(lamp_light(), view)
-    column, row = vertices.screen[:, 0].long().clamp(0, size - 1), vertices.screen[:, 1].long().clamp(0, size - 1)
+    column, row = (
+        vertices.screen[:, 0].long().clamp(0, size - 1),
+        vertices.screen[:, 1].long().clamp(0, size - 1),
+    )
     # farther than every surface around it, by more than the mesh is steep: 4 mm in a 3 x 3 window
     deepest = torch.nn.functional.max_pool2d(picture.depth, 3, 1, 1)[0]
     hidden = vertices.visible & (vertices.screen[:, 2] > deepest[row, column] + 4)
@@ -493,12 +556,20 @@ def hidden_share(yaw: float) -> tuple[float, Tensor, Tensor]:
 
 
 shares = {yaw: hidden_share(yaw)[0] for yaw in (0.0, 20.0, 40.0, 60.0)}
-print("front-facing, but hidden: " + ", ".join(f"{share:.1%} at yaw {yaw:.0f}°" for yaw, share in shares.items()))
+print(
+    "front-facing, but hidden: "
+    + ", ".join(f"{share:.1%} at yaw {yaw:.0f}°" for yaw, share in shares.items())
+)
 numbers["hidden_share_40"] = shares[40.0]
 
 # %% [markdown]
-# Second price: between vertices colours are interpolated, and a highlight narrower than a triangle is lost or smeared (Gouraud
-# against Phong *shading*). Harmonics are so smooth that nobody would notice.
+# Some are hidden even on a frontal face: the backs of the mouth and of the eye sockets, and the sides of
+# the nostrils.
+
+#
+# Second price: between vertices colours are interpolated, and a highlight narrower than a triangle is lost
+# or smeared (Gouraud against Phong *shading*). Harmonics are so smooth that nobody would notice.
+
 
 # %%
 def gouraud(light) -> Tensor:
@@ -510,11 +581,17 @@ def gouraud(light) -> Tensor:
 coarse = MorphableModel.load(subdivisions=0, device=DEVICE)
 coarse_face, coarse_albedo = coarse.vertices(), coarse.albedo()
 views = {}
-for name, light in (("harmonics", SphericalHarmonicsLight(soft_light())), ("highlight", lamp_light(120.0, azimuth=30))):
+for name, light in (
+    ("harmonics", SphericalHarmonicsLight(soft_light())),
+    ("highlight", lamp_light(120.0, azimuth=30)),
+):
     exact = render(coarse_face, coarse.triangles, turned, light, *coarse_albedo, size, size)
     approximate = linear_to_srgb(gouraud(light))
     numbers[f"gouraud_rmse_{name}"] = photometric_rmse(approximate, exact.image, exact.mask).item()
-    views |= {f"{name}: per pixel": exact.image, f"per vertex: off by {numbers[f'gouraud_rmse_{name}']:.2f} of 255": approximate}
+    views |= {
+        f"{name}: per pixel": exact.image,
+        f"per vertex: off by {numbers[f'gouraud_rmse_{name}']:.2f} of 255": approximate,
+    }
 show(views)
 print(f"{len(coarse.triangles)} triangles (subdivision 0)")
 
@@ -525,17 +602,18 @@ print(f"{len(coarse.triangles)} triangles (subdivision 0)")
 #
 # $$a\,E = \Big(\tfrac{1}{k}a\Big)\big(k\,E\big),$$
 #
-# darker skin in brighter light, or redder skin in bluer light, gives the same picture, exactly and in every pixel. No
-# amount of data of this kind, no network and no loss on the picture can tell them apart.
+# darker skin in brighter light, or redder skin in bluer light, gives the same picture, exactly and in every
+# pixel. No amount of data of this kind, no network and no loss on the picture can tell them apart.
 #
 # ### Exercise 3 (easy, 5 minutes)
 #
-# Someone's albedo is `ratio` times another's, per channel. Under which light does the first look like the second under `coefficients`?
+# Someone's albedo is `ratio` times another's, per channel. Under which light does the first look like the
+# second under `coefficients`?
 
 
 # %% tags=["solution"]
 def compensating_light(coefficients: Tensor, ratio: Tensor) -> Tensor:
-    """Coefficients (9, 3) under which the albedo `ratio` (3,) times a gives the same picture as a under `coefficients`."""
+    """Coefficients (9, 3) that make the albedo `ratio` (3,) * a look like a under `coefficients` (9, 3)."""
     # SOLUTION
     return coefficients / ratio
 
@@ -547,7 +625,9 @@ other_albedo, other_light = ratio * albedo, compensating_light(light, ratio)
 one = draw(SphericalHarmonicsLight(light), diffuse=albedo)
 two = draw(SphericalHarmonicsLight(other_light), diffuse=other_albedo)
 numbers["same_picture_difference"] = (one.image - two.image).abs().max().item()
-assert numbers["same_picture_difference"] < 1e-5, "the light must undo what the albedo does, channel by channel"
+assert numbers["same_picture_difference"] < 1e-5, (
+    "the light must undo what the albedo does, channel by channel"
+)
 
 
 def shared_scale(*maps: Tensor) -> list[Tensor]:
@@ -567,32 +647,35 @@ show(
 print(f"largest difference of the two pictures: {numbers['same_picture_difference']:.1e}")
 
 # %% [markdown]
-# This is why `facelab.metrics.scale_free_error` divides a common factor per channel out before it compares albedos or lights.
+# This is why `facelab.metrics.scale_free_error` divides a common factor per channel out before it compares
+# albedos or lights.
 #
 # ### Patterns move too
 #
-# The scale is only the simplest case. Let the true light have a gradient, $E(n)=\gamma\cdot H(n)$, and let somebody assume another light,
-# $E'(n)=\gamma'\cdot H(n)>0$. The albedo
+# The scale is only the simplest case. Let the true light have a gradient, $E(n)=\gamma\cdot H(n)$, and let
+# somebody assume another light, $E'(n)=\gamma'\cdot H(n)>0$. The albedo
 #
 # $$a'(v) = a(v)\,\frac{\gamma\cdot H(n_v)}{\gamma'\cdot H(n_v)}$$
 #
-# makes the same picture again: shading that has been *painted onto the skin*. Any smooth light can go there. Is such an albedo believable? That is a
-# question to the prior. Below, the true light has a 35 % pattern in one harmonic, the assumed one has not. We ask the face model's albedo
-# basis $A$ (80 components) how much of the change $a'-a$ it can express, by least squares with its own prior,
-# $\min_\beta \lVert A\beta-(a'-a)\rVert^2/\sigma^2+\lVert\beta\rVert^2$ with $\sigma=0.01$ (skin detail outside the basis), and what this costs: $\lVert\beta\rVert$ is the distance from
-# the mean face in standard deviations.
+# makes the same picture again: shading that has been *painted onto the skin*. Any smooth light can go
+# there. Is such an albedo believable? That is a question to the prior. Below, the true light has a pattern
+# of up to ± 35 % in one harmonic that the assumed light lacks. We ask the face model's albedo basis $A$ (80
+# components) how much of the change $a'-a$ it can express, by least squares with its own prior,
+# $\min_\beta \lVert A\beta-(a'-a)\rVert^2/\sigma^2+\lVert\beta\rVert^2$ with $\sigma=0.01$ (skin detail
+# outside the basis), and what this costs: $\lVert\beta\rVert$ is the distance from the mean face in
+# standard deviations.
 
 # %%
 skin = model.region_vertices("skin")
 facing = skin & (vertex_normals(face, triangles)[:, 2] > 0.2)  # the skin that a frontal picture shows
 normals = vertex_normals(face, triangles)[facing]
 basis = model.albedo_basis[:, facing, :3].flatten(1).T.double()  # (3 N, K)
-# Neighbouring vertices are not independent: count as many observations as there are 4 x 4 mm patches, whatever the mesh
+# Neighbouring vertices are not independent observations: count 1000 patches of skin, whatever the mesh
 independent = 1000 / int(facing.sum())
 
 
 def explained_by_prior(change: Tensor, sigma: float = 0.01) -> tuple[float, float]:
-    """Which share of a change (N, 3) of albedo the model takes over, and its cost ||β|| in standard deviations."""
+    """Share of an albedo change (N, 3) that the model takes over, and its cost ||β|| in sd."""
     wanted = change.flatten().double()
     weight = independent / sigma**2
     left = weight * basis.T @ basis + torch.eye(basis.shape[1], dtype=torch.float64)
@@ -601,59 +684,70 @@ def explained_by_prior(change: Tensor, sigma: float = 0.01) -> tuple[float, floa
     return share.item(), beta.norm().item()
 
 
-flat = ambient_to_sh(rgb(1.0))
+assumed = ambient_to_sh(rgb(0.6)) + directional_to_sh(direction(0, 20), rgb(0.5))
+elsewhere = SphericalHarmonicsLight(soft_light(-70, 20, 1.0, 0.3))
+everywhere = sh_basis(vertex_normals(face, triangles))
 patterns = {"overall, × 0.65": None, "left-right (x)": 3, "up-down (y)": 1, "front-side (z)": 2, "3z² − 1": 6}
-views = {"the picture, all rows alike": draw(SphericalHarmonicsLight(flat)).image}
-print("moved from light to albedo     largest difference of the picture    model takes    cost (sd)")
+honest_row, painted_row, relit_row = [], [], []
+print("moved from light to albedo     difference of pictures    model takes    cost (sd)    error when relit")
 for name, index in patterns.items():
-    assumed = flat.clone()
+    true = assumed.clone()
     if index is None:
-        shading = torch.full_like(normals, 0.65)
-        true = 0.65 * flat
+        true *= 0.65
     else:
-        true = flat.clone()
-        true[index] = 0.35 / sh_basis(normals)[:, index].abs().max()  # a pattern of at most ± 35 % on this face
-        shading = sh_basis(normals) @ true
-    everywhere = sh_basis(vertex_normals(face, triangles))
-    painted = albedo * (everywhere @ true) / (everywhere @ assumed)
-    # The painted albedo is compared where it is defined: per vertex. Interpolating a product is not the product of interpolations.
-    per_vertex = [
-        shade_vertices(face, triangles, camera, SphericalHarmonicsLight(c), a).colour
-        for c, a in ((true, albedo), (assumed, painted))
-    ]
-    difference = (per_vertex[0] - per_vertex[1])[facing].abs().max().item()
-    share, cost = explained_by_prior(albedo[facing] * (shading - 1))
-    key = name.split()[0].strip(",")
+        true[index] += 0.35 / sh_basis(normals)[:, index].abs().max()
+    painted = albedo * (everywhere @ true) / (everywhere @ assumed).clamp(min=0.05)
+    # Compared per vertex, where the painted albedo is defined: a product does not interpolate exactly
+    honest, swapped = (
+        shade_vertices(face, triangles, camera, SphericalHarmonicsLight(light), skin_colour).colour[facing]
+        for light, skin_colour in ((true, albedo), (assumed, painted))
+    )
+    difference = (honest - swapped).abs().max().item()
+    share, cost = explained_by_prior((painted - albedo)[facing])
+    first, second = (
+        draw(SphericalHarmonicsLight(true)),
+        draw(SphericalHarmonicsLight(assumed), diffuse=painted),
+    )
+    relit = draw(elsewhere, diffuse=painted)
+    relit_error = photometric_rmse(relit.image, draw(elsewhere).image, relit.mask).item()
+    key = name.split()[0].strip(",").replace("3z²", "z2")
     numbers[f"moved_{key}_share"], numbers[f"moved_{key}_cost"] = share, cost
-    print(f"{name:28} {difference:20.1e} {share:28.0%} {cost:12.1f}")
+    print(f"{name:28} {difference:18.1e} {share:22.0%} {cost:12.1f} {relit_error:14.1f} of 255")
     assert difference < 1e-5
     if index is not None:
-        views[f"{name} painted on the skin"] = draw(SphericalHarmonicsLight(flat), diffuse=painted.clamp(min=0)).image
+        honest_row.append((f"{name}: it was the light", first.image))
+        painted_row.append(("it was painted on", second.image))
+        relit_row.append((f"painted, relit: off by {relit_error:.0f}", relit.image))
 print(f"for scale: a random person has ||β|| = {math.sqrt(basis.shape[1]):.1f} sd")
-show(dict(list(views.items())[1:]))
+show(honest_row + painted_row + relit_row, height=2.8)
+numbers["relit_error"] = relit_error
 
 # %% [markdown]
-# The picture never objects, only the prior does. Compare the costs with the length of a random person's coefficients: the prior fights the
-# left-right pattern (skins in the model are nearly symmetric) and the up-down one, and lets part of them through where the picture
-# insists. A face that darkens towards its sides costs no more than an ordinary person. And the overall scale is nearly free: it is what
-# people really differ in, the model's first component.
+# The picture never objects, only the prior does. Compare the costs with the length of a random person's
+# coefficients: the prior fights the left-right pattern (skins in the model are nearly symmetric) and the
+# up-down one, and lets part of them through where the picture insists. A face that darkens towards its
+# sides costs no more than an ordinary person. And the overall scale is nearly free: it is what people
+# really differ in, the model's first component.
 #
-# What the mistake costs shows as soon as the face is *relit*: paint left-right shading on the skin, and it stays there when the
-# lamp moves.
+# The first two rows of pictures are the same; what the mistake costs shows in the third, when the lamp
+# moves and the paint stays.
 #
 # ### Who pays for the prior?
 #
-# With one picture and unknown exposure, the overall brightness of a skin is decided by the prior, and by nothing else. Let us see what that does,
-# in the simplest honest model. Let $y=\log$ mean albedo of a person and $g=\log$ strength of the light (times exposure); we see $b=y+g$.
-# With $y\sim N(\mu,\sigma_y^2)$ over people and $g\sim N(0,\sigma_g^2)$ over pictures, the best estimate (MAP and mean at once) is
+# With one picture and unknown exposure, the overall brightness of a skin is decided by the prior, and by
+# nothing else. Let us see what that does, in the simplest honest model. Let $y=\log$ mean albedo of a
+# person and $g=\log$ strength of the light (times exposure); we see $b=y+g$. With $y\sim N(\mu,\sigma_y^2)$
+# over people and $g\sim N(0,\sigma_g^2)$ over pictures, the best estimate (MAP and mean at once) is
 #
 # $$\hat y=\mu+k\,(b-\mu),\qquad k=\frac{\sigma_y^2}{\sigma_y^2+\sigma_g^2}<1,\qquad
 # \mathbb E[\hat y\mid y]-y = -(1-k)\,(y-\mu).$$
 #
-# The expected error is **not zero for anyone but the average person**; it grows with the distance from the mean, and no number of
-# pictures in the training set changes it. Below: skins sampled from our model, light known to within $\sigma_g=0.35$ (half a photographic stop),
-# for our model's prior and for one learnt only from the lighter half of the same people, as older face models were from mostly European
-# volunteers. The error is given as relative albedo and as *individual typology angle* (ITA, from CIELAB: above 41° "light", below 10° "brown" or "dark" in dermatology).
+# The expected error is **not zero for anyone but the average person**; it grows with the distance from the
+# mean, and no number of pictures in the training set changes it. Below: skins sampled from our model, light
+# known to within $\sigma_g=0.35$ (half a photographic stop), for our model's prior and for one learnt only
+# from the lighter half of the same people, as older face models were from mostly European volunteers. The
+# error is given as relative albedo and as *individual typology angle* (ITA, from CIELAB: above 41° "light",
+# below 10° "brown" or "dark" in dermatology).
 
 # %%
 LUMINANCE = rgb(0.2126, 0.7152, 0.0722)
@@ -662,7 +756,7 @@ RGB_TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.01
 
 def ita_degrees(linear: Tensor) -> Tensor:
     """Individual typology angle (N,) of linear colours (N, 3): atan((L* - 50) / b*)."""
-    lab = torch.tensor(xyz2lab((linear.double().numpy() @ RGB_TO_XYZ.T)))
+    lab = torch.tensor(xyz2lab(linear.double().numpy() @ RGB_TO_XYZ.T))
     return torch.atan2(lab[:, 0] - 50, lab[:, 2]).rad2deg()
 
 
@@ -683,7 +777,10 @@ groups = {
 }
 g = sigma_g * torch.randn(people, generator=torch.Generator().manual_seed(SEED + 1))
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
-print(f"{people} skins: mean albedo {y.exp().min():.3f} to {y.exp().max():.3f}, ITA {ita.min():.0f}° to {ita.max():.0f}°\n")
+print(
+    f"{people} skins: mean albedo {y.exp().min():.3f} to {y.exp().max():.3f}, "
+    f"ITA {ita.min():.0f}° to {ita.max():.0f}°\n"
+)
 for axis, (name, known) in zip(axes, priors.items()):
     mu, variance = known.mean(), known.var()
     k = variance / (variance + sigma_g**2)
@@ -706,27 +803,34 @@ assert numbers["bias_everyone_darkest"] > 0.05 > numbers["bias_everyone_middle"]
 assert numbers["bias_lighter_darkest"] > numbers["bias_everyone_darkest"]
 
 # %% [markdown]
-# Dark skins are estimated too light (in light estimated too dim), light skins too dark; a prior from unrepresentative people is worse
-# for everybody it has not met. Feng et al. (2022, *Towards racially unbiased skin tone estimation via scene disambiguation*, ECCV) measured
-# this in published face reconstruction methods. So, honestly:
+# Dark skins are estimated too light (in light estimated too dim), light skins too dark; a prior from
+# unrepresentative people is worse for everybody it has not met. Feng et al. (2022, *Towards racially
+# unbiased skin tone estimation via scene disambiguation*, ECCV) measured this in published face
+# reconstruction methods. So, honestly:
 #
-# * An albedo recovered from one photograph of a face is **not** a measurement of a person's skin tone. Do not use it as one. Report albedo errors up to
-#   a scale *and* say so; report them by skin tone group as well, since a mean hides the bias.
-# * A prior must cover the people it is used on. Ours is built from a pigment model with a wide range of melanin, but its
-#   *distribution* is a choice we made, not a census.
-# * What really helps is information: known exposure, a grey card, the background (a bright room means bright light), the whites of the eyes and teeth, several
-#   people in one picture, several pictures of one person, and **highlights**: they have the colour and strength of the lamp, not of the skin.
+# * An albedo recovered from one photograph of a face is **not** a measurement of a person's skin tone. Do
+#   not use it as one. Report albedo errors up to a scale *and* say so; report them by skin tone group as
+#   well, since a mean hides the bias.
+# * A prior must cover the people it is used on. Ours is built from a pigment model with a wide range of
+#   melanin, but its *distribution* is a choice we made, not a census.
+# * What really helps is information: known exposure, a grey card, the background (a bright room means
+#   bright light), the whites of the eyes and teeth, several people in one picture, several pictures of one
+#   person, and **highlights**: they have the colour and strength of the lamp, not of the skin.
 #
 # The last one is the cue that the 2022 paper uses, and it leads to the next ambiguity.
 #
 # ## 8 · Ambiguity two: highlight or light skin?
 #
-# A sharp highlight gives itself away. A broad one (low shininess) is just a smooth bright area, and smooth bright areas are what
-# diffuse light makes. Take pictures with highlights of the same energy and different shininess, and explain each *without* highlights: the
-# best nine coefficients per channel, by least squares over the visible vertices, with the true albedo. What is left over?
+# A sharp highlight gives itself away. A broad one (low shininess) is just a smooth bright area, and smooth
+# bright areas are what diffuse light makes. Take pictures with highlights of the same energy and different
+# shininess, and explain each *without* highlights: the best nine coefficients per channel, by least squares
+# over the visible vertices, with the true albedo. What is left over?
 
 # %%
-vertices = {s: shade_vertices(face, triangles, turned, lamp_light(s, azimuth=10), albedo, f0) for s in (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)}
+vertices = {
+    s: shade_vertices(face, triangles, turned, lamp_light(s, azimuth=10), albedo, f0)
+    for s in (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+}
 left_over, absorbed = [], []
 for shininess, seen in vertices.items():
     matt = shade_vertices(face, triangles, turned, lamp_light(shininess, azimuth=10), albedo, None)
@@ -753,19 +857,26 @@ plt.grid(alpha=0.3)
 plt.tight_layout()
 
 # %% [markdown]
-# At low shininess diffuse light swallows the highlight whole. And if the albedo may change as well, the rest can be painted on as a light spot on the
-# forehead and the nose: the albedo of many published models, built from photographs, contains exactly those. Three things separate
-# the two: sharpness, motion (a highlight moves over the skin when head or lamp turns; paint does not) and **colour** (skin is reddish, a highlight has
-# the lamp's colour).
+# At low shininess diffuse light swallows the highlight whole. And if the albedo may change as well, the
+# rest can be painted on as a light spot on the forehead and the nose: the albedo of many published models,
+# built from photographs, contains exactly those. Three things separate the two: sharpness, motion (a
+# highlight moves over the skin when head or lamp turns; paint does not) and **colour** (skin is reddish, a
+# highlight has the lamp's colour).
 #
 # ## 9 · Play with it
 #
-# Everything in one figure, with sliders. Try to find a light that makes dark and light skin look alike, and watch the highlights give it away.
+# Everything in one figure, with sliders. Try to find a light that makes dark and light skin look alike, and
+# watch the highlights give it away.
 
 
 # %%
 def relight(
-    azimuth: float = 40, elevation: float = 25, lamp: float = 1.2, ambient: float = 0.5, shininess: float = 24, skin_sd: float = 0.0
+    azimuth: float = 40,
+    elevation: float = 25,
+    lamp: float = 1.2,
+    ambient: float = 0.5,
+    shininess: float = 24,
+    skin_sd: float = 0.0,
 ) -> Picture:
     """The turned face under a lamp; `skin_sd`: first albedo coefficient in standard deviations."""
     beta = torch.zeros(len(model.albedo_basis), device=DEVICE)
@@ -777,7 +888,14 @@ def relight(
 
 def on_light(**settings: float) -> None:
     made = relight(**settings)
-    show({"picture": made.image, "shading": linear_to_srgb(made.shading / 2), "highlights × 4": linear_to_srgb(4 * made.specular)}, 3)
+    show(
+        {
+            "picture": made.image,
+            "shading": linear_to_srgb(made.shading / 2),
+            "highlights × 4": linear_to_srgb(4 * made.specular),
+        },
+        3,
+    )
 
 
 on_light(azimuth=-60, elevation=30, lamp=1.5, ambient=0.3, shininess=40, skin_sd=-1.0)
@@ -793,17 +911,19 @@ ipywidgets.interact(
         key: ipywidgets.FloatSlider(value, min=low, max=high, step=step, continuous_update=False)
         for key, (low, high, step, value) in ranges.items()
     },
-);
-
+)
 # %% [markdown]
-# **What you have now.** An image formation that you can differentiate in every parameter, and a map of what it cannot tell you:
-# focal length and distance, albedo and light, highlight and light skin. Notebook 30 inverts it.
+# **What you have now.** An image formation that you can differentiate in every parameter, and a map of what
+# it cannot tell you: focal length and distance, albedo and light, highlight and light skin. Notebook 30
+# inverts it.
 #
-# **Sources.** Ramamoorthi and Hanrahan, *An efficient representation for irradiance environment maps*, SIGGRAPH 2001. Basri and Jacobs,
-# *Lambertian reflectance and linear subspaces*, PAMI 2003. Phong, *Illumination for computer generated pictures*, CACM 1975. Blinn, *Models of light
-# reflection for computer synthesized pictures*, SIGGRAPH 1977. Schlick, *An inexpensive BRDF model*, 1994. Tewari et al., *MoFA*, ICCV 2017. Kim et al.,
-# *InverseFaceNet*, CVPR 2018. Gecer et al., *GANFIT*, CVPR 2019. Belhumeur, Kriegman and Yuille, *The bas-relief ambiguity*, IJCV 1999 (what happens when the
-# shape is unknown too). Feng et al., *Towards racially unbiased skin tone estimation via scene disambiguation*, ECCV 2022.
+# **Sources.** Ramamoorthi and Hanrahan, *An efficient representation for irradiance environment maps*,
+# SIGGRAPH 2001. Basri and Jacobs, *Lambertian reflectance and linear subspaces*, PAMI 2003. Phong,
+# *Illumination for computer generated pictures*, CACM 1975. Blinn, *Models of light reflection for computer
+# synthesized pictures*, SIGGRAPH 1977. Schlick, *An inexpensive BRDF model*, 1994. Tewari et al., *MoFA*,
+# ICCV 2017. Kim et al., *InverseFaceNet*, CVPR 2018. Gecer et al., *GANFIT*, CVPR 2019. Belhumeur, Kriegman
+# and Yuille, *The bas-relief ambiguity*, IJCV 1999 (what happens when the shape is unknown too). Feng et
+# al., *Towards racially unbiased skin tone estimation via scene disambiguation*, ECCV 2022.
 
 # %%
 (out / "numbers.json").write_text(json.dumps(numbers, indent=1))
