@@ -156,6 +156,9 @@ def test_light_behind_the_surface_gives_no_highlight() -> None:
     grazing = torch.tensor([[0.6, 0.0, 0.8]], dtype=torch.float64)
     for kind in (PhongLight, BlinnPhongLight):
         assert float(highlight(light_at(behind, kind, 5.0), EYE, grazing, 0.5)) == 0
+    # Nor where the mirrored ray, which then runs into the surface, passes near an eye at a grazing angle.
+    eye = normalise(torch.tensor([[-1.0, 0.0, 0.1]], dtype=torch.float64))
+    assert float(highlight(light_at(behind, PhongLight, 5.0, normalised=False), EYE, eye, 0.5)) == 0
 
 
 def test_fresnel() -> None:

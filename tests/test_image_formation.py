@@ -77,7 +77,10 @@ def see_sphere(camera: Camera, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return points, (points - centre) / RADIUS, discriminant > 0
 
 
-@pytest.mark.parametrize("camera", [perspective(), weak()])
+TURN = [0.3, -0.5, 0.2]
+
+
+@pytest.mark.parametrize("camera", [perspective(), weak(), perspective().look(TURN), weak().look(TURN)])
 @pytest.mark.parametrize("name", lights())
 def test_a_sphere_looks_like_the_formula(camera: Camera, name: str) -> None:
     """Geometry by ray casting, light by its formula at the hit point: independent of mesh and rasterizer."""
