@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import MeshError
 from .inputs import NEAR, check_face_index, check_mesh, common_batch, one_batch, working_type
+from .torch_backend import repeat_and_count
 
 DEPTH_TOLERANCE = 1e-4  # relative; two surfaces closer than this are one
 
@@ -43,6 +44,8 @@ def antialias(image: Tensor, depth: Tensor, face_index: Tensor, screen: Tensor, 
     """
     check_mesh(screen, triangles)
     check_face_index(face_index, triangles.shape[0])
+    if triangles.shape[0] == 0:
+        return image
     size = face_index.shape[-2:]
     if image.ndim < 3 or image.shape[-2:] != size or depth.ndim < 3 or depth.shape[-3:] != (1, *size):
         raise MeshError(
@@ -148,12 +151,8 @@ def _crossings(screen: Tensor, surface: Tensor, silhouettes: _Silhouettes, axis:
     start = (points[other, low] - 0.5).ceil().clamp(0, n_lines)
     stop = (points[other, high] - 0.5).ceil().clamp(0, n_lines)
     number = torch.where(wanted, stop - start, 0).long()
-    edge = torch.repeat_interleave(number)
-    line = (
-        start[edge].long()
-        + torch.arange(edge.shape[0], device=edge.device)
-        - (number.cumsum(0) - number)[edge]
-    )
+    edge, count = repeat_and_count(number)
+    line = start[edge].long() + count
 
     # Where along the line, at which depth, and at which side of the edge the surface is
     a, b, c = points[:, low][:, edge], points[:, high][:, edge], points[:, silhouettes.opposite][:, edge]

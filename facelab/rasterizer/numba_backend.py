@@ -76,7 +76,7 @@ def _for_each_image(work: Callable[[int], None], count: int) -> None:
 @njit(cache=True, nogil=True, error_model="numpy")
 def _visibility(screen, triangles, cull, near, face_index, nearest):  # type: ignore[no-untyped-def]
     height, width = face_index.shape
-    half = screen.dtype.type(0.5)
+    half, near = screen.dtype.type(0.5), screen.dtype.type(near)
     for t in range(triangles.shape[0]):
         i, j, k = triangles[t, 0], triangles[t, 1], triangles[t, 2]
         x0, x1, x2 = screen[i, 0], screen[j, 0], screen[k, 0]

@@ -30,7 +30,7 @@ def _rasterize_some(
     batch, n_triangles = screen.shape[0], triangles.shape[0]
     # Coordinates of the three corners of each triangle of each image: x, y, depth of shape (3, B T).
     # index_select on a matrix is many times faster on a CPU than the other ways to gather.
-    table = screen.permute(2, 0, 1).reshape(3 * batch, -1)
+    table = screen.permute(2, 0, 1).reshape(3 * batch, screen.shape[1])
     corners = table.index_select(1, triangles.mT.reshape(-1)).view(3, batch, 3, n_triangles)
     x, y, depth = corners.transpose(1, 2).reshape(3, 3, -1)
 
@@ -52,9 +52,8 @@ def _rasterize_some(
     seen = triangles.new_full((batch * height * width,), n_triangles)
     for some in _chunks(columns * rows):
         # One entry per candidate: its triangle t, and its pixel (column, row)
-        number = (columns * rows)[some]
-        t = torch.repeat_interleave(torch.arange(some.start, some.stop, device=screen.device), number)
-        count = torch.arange(t.shape[0], device=screen.device) - (number.cumsum(0) - number)[t - some.start]
+        t, count = repeat_and_count((columns * rows)[some])
+        t = t + some.start
         n_columns = columns.index_select(0, t)
         row = torch.div(count, n_columns, rounding_mode="floor")
         column = left.index_select(0, t) + count - row * n_columns
@@ -77,6 +76,13 @@ def _rasterize_some(
         pixel = (image.index_select(0, t) * height + row) * width + column
         _keep_nearest(nearest, seen, pixel, z, face.index_select(0, t))
     return torch.where(seen == n_triangles, -1, seen).view(batch, height, width)
+
+
+def repeat_and_count(number: Tensor) -> tuple[Tensor, Tensor]:
+    """number[i] copies of each i, and their count: (2, 0, 3) gives (0, 0, 2, 2, 2) and (0, 1, 0, 1, 2)."""
+    item = torch.repeat_interleave(number)
+    first = number.cumsum(0) - number
+    return item, torch.arange(item.shape[0], device=number.device) - first.index_select(0, item)
 
 
 def _chunks(number: Tensor) -> Iterator[slice]:
