@@ -5,7 +5,8 @@ Terms:  MIT licence. Paper: Li et al., Learning Formation of Physically-Based Fa
 File:   generic_neutral_mesh.obj, identity000.obj ..., an OBJ per expression, vertex_indices.json; or an .npz
         of neutral, identity, expression, expression_names, quads, uv, quads_uv beside the same .json.
 Units:  centimetres. Identity modes are offsets of one standard deviation, expressions are blend shapes.
-Kept:   the first 14,062 vertices: face, head and neck, mouth socket, eye sockets; no eyeballs, teeth, lashes.
+Kept:   the first 14,062 vertices: face, head and neck, mouth socket, eye sockets; and the front of the
+        eyeballs, moved with their sockets. No teeth, tongue, lashes.
         Blend shapes become principal components, assuming independent weights of RMS 0.25, and stay reachable
         by name as `actions`. There is no albedo; --borrow-albedo takes that of facelab's own model.
 
@@ -13,6 +14,7 @@ Kept:   the first 14,062 vertices: face, head and neck, mouth socket, eye socket
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -23,10 +25,25 @@ from facelab.errors import ModelFileError
 from facelab.morphable_model import REGIONS, MorphableModel
 
 MM = 10.0
-# Documented vertex ranges by the index at which they end: face, head and neck; mouth socket; eye sockets.
-PART_ENDS = {"skin": 11248, "interior": 13294, "eyes": 14062}
 EXPRESSION_RMS_WEIGHT = 0.25  # blend shape weights live in [0, 1] and few are active at a time
-UV_TILES = 2  # the face is in the first UDIM tile, everything else that is kept in the second
+UV_TILES = 2  # the face is in the first UDIM tile, head and sockets in the second
+EYE_BOXES = ((1.80, 0.62), (1.90, 0.62))  # lower left corners of free places in the second tile
+EYE_BOX_SIZE = 0.09
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Documented vertex ranges: face, head and neck come first, then mouth socket and eye sockets."""
+
+    skin_end: int = 11248
+    mouth_end: int = 13294
+    sockets: tuple[tuple[int, int], ...] = ((13294, 13678), (13678, 14062))
+    scleras: tuple[tuple[int, int], ...] = ((21451, 22221), (23021, 23791))
+
+    @property
+    def end(self) -> int:
+        """Number of vertices for which the files hold useful offsets."""
+        return self.sockets[-1][1]
 
 
 def read_obj(path: Path, faces: bool = False) -> tuple[Array, Array, list[list[list[int]]]]:
@@ -98,15 +115,49 @@ def read_npz(path: Path, names: list[str]) -> dict[str, Array]:
     order = {str(name): i for i, name in enumerate(data["expression_names"])}
     require(set(names) <= order.keys(), f"{path} lacks expressions that vertex_indices.json names.")
     split = [[0, 1, 2], [0, 2, 3]]
+    triangles, uv_triangles = (data[key][:, split].reshape(-1, 3) for key in ("quads", "quads_uv"))
+    if "triangles" in data:  # the few polygons that are no quads, of eyeballs and teeth, without uv
+        triangles = np.concatenate([triangles, data["triangles"]])
+        uv_triangles = np.concatenate([uv_triangles, np.zeros_like(data["triangles"])])
     return {
         "neutral": data["neutral"], "uv": data["uv"], "identity": data["identity"].astype(np.float32),
         "expression": data["expression"][[order[name] for name in names]].astype(np.float32),
-        "triangles": data["quads"][:, split].reshape(-1, 3),
-        "uv_triangles": data["quads_uv"][:, split].reshape(-1, 3),
+        "triangles": triangles, "uv_triangles": uv_triangles,
     }  # fmt: skip
 
 
-def convert(source: str | Path, part_ends: dict[str, int] = PART_ENDS) -> MorphableModel:
+def crop(data: dict[str, Array], layout: Layout) -> dict[str, Array]:
+    """The vertices up to the eye sockets and the scleras, which move with the mean of their sockets.
+
+    Scleras get a frontal projection as texture coordinates: in the file theirs lie on those of the face.
+    """
+    neutral, uv, uv_triangles = data["neutral"], data["uv"] / [UV_TILES, 1], data["uv_triangles"].copy()
+    require(len(neutral) >= layout.scleras[-1][1], f"The neutral mesh has {len(neutral)} vertices: too few.")
+    kept, identity, expression = [np.arange(layout.end)], [data["identity"]], [data["expression"]]
+    for socket, sclera, box in zip(layout.sockets, layout.scleras, EYE_BOXES):
+        kept.append(np.arange(*sclera))
+        size = (1, len(kept[-1]), 1)
+        identity.append(np.tile(data["identity"][:, slice(*socket)].mean(1, keepdims=True), size))
+        expression.append(np.tile(np.zeros_like(data["expression"][:, :1]), size))
+        corner = neutral[slice(*sclera), :2].min(0)
+        extent = np.ptp(neutral[slice(*sclera), :2], axis=0).max()
+        own = ((data["triangles"] >= sclera[0]) & (data["triangles"] < sclera[1])).all(1)
+        uv_triangles[own] = data["triangles"][own] - sclera[0] + len(uv)
+        flat = (neutral[slice(*sclera), :2] - corner) / extent * EYE_BOX_SIZE + box
+        uv = np.concatenate([uv, flat / [UV_TILES, 1]])
+    index = np.full(len(neutral), -1)
+    index[np.concatenate(kept)] = np.arange(sum(map(len, kept)))
+    inside = (index[data["triangles"]] >= 0).all(1)
+    last = data["triangles"][inside].max(1)
+    region = np.where(last < layout.skin_end, "skin", np.where(last < layout.mouth_end, "interior", "eyes"))
+    return {
+        "mean": neutral[np.concatenate(kept)], "triangles": index[data["triangles"][inside]],
+        "uv": uv, "uv_triangles": uv_triangles[inside], "region": np.vectorize(REGIONS.index)(region),
+        "identity": np.concatenate(identity, 1), "expression": np.concatenate(expression, 1),
+    }  # fmt: skip
+
+
+def convert(source: str | Path, layout: Layout = Layout()) -> MorphableModel:
     """ICT-FaceKit Light, from its OBJ folder or its .npz, as a `MorphableModel`; errors: `ModelFileError`."""
     source = Path(source)
     config_path = existing_file((source if source.is_dir() else source.parent) / "vertex_indices.json")
@@ -118,35 +169,29 @@ def convert(source: str | Path, part_ends: dict[str, int] = PART_ENDS) -> Morpha
             f"{config_path} does not list expressions and landmarks: download it again."
         ) from problem
     require(len(landmarks) == 68, f"{config_path} names {len(landmarks)} landmarks instead of 68.")
-    count = max(part_ends.values())
-    data = read_folder(source, names, count) if source.is_dir() else read_npz(source, names)
-    neutral, identity, expression = data["neutral"], data["identity"], data["expression"]
-    require(
-        len(neutral) >= count,
-        f"The neutral mesh has {len(neutral)} vertices, at least {count} are needed: "
-        "this is not the full model.",
-    )
+    data = read_folder(source, names, layout.end) if source.is_dir() else read_npz(source, names)
+    for what in ("identity", "expression"):
+        shape = data[what].shape
+        require(
+            shape[1:] == (layout.end, 3), f"The {what} offsets have shape {shape}: the file mixes two models."
+        )
+    data = crop(data, layout)
+    expression = data["expression"]
     if {"mouthClose", "jawOpen"} <= set(names):  # the first only corrects the second: make it closed lips
         expression[names.index("mouthClose")] += expression[names.index("jawOpen")]
-    keep = (data["triangles"] < count).all(1)
-    triangles = data["triangles"][keep]
-    ends = sorted(part_ends.items(), key=lambda item: item[1])
-    part = np.searchsorted([end for _, end in ends], triangles.max(1), side="right")
+    actions = [name.replace("_L", "Left").replace("_R", "Right") for name in names]
     parts = Parts(
         name="ICT-FaceKit Light",
         terms="github.com/ICT-VGL/ICT-FaceKit, MIT licence",
-        mean=neutral[:count] * MM,
-        triangles=triangles,
-        identity=identity * MM,
+        mean=data["mean"] * MM,
+        triangles=data["triangles"],
+        identity=data["identity"] * MM,
         expression=principal(expression * (MM * EXPRESSION_RMS_WEIGHT)),
-        actions={
-            name.replace("_L", "Left").replace("_R", "Right"): shape * MM
-            for name, shape in zip(names, expression)
-        },
-        uv=data["uv"] / [UV_TILES, 1],
-        uv_triangles=data["uv_triangles"][keep],
-        triangle_region=np.array([REGIONS.index(name) for name, _ in ends])[part],
-        landmarks=on_vertices(dict(enumerate(landmarks)), triangles, count),
+        actions=dict(zip(actions, expression * MM)),
+        uv=data["uv"],
+        uv_triangles=data["uv_triangles"],
+        triangle_region=data["region"],
+        landmarks=on_vertices(dict(enumerate(landmarks)), data["triangles"], len(data["mean"])),
     )
     return finish(parts)
 

@@ -136,17 +136,24 @@ def borrow_albedo(model: MorphableModel, reference: MorphableModel) -> Morphable
     """`model` with the albedo mean and basis of `reference`, for models of shape alone.
 
     The reference is fitted to the model's mean face; each vertex takes the albedo of the nearest fitted
-    vertex, and beyond 15 mm (scalp, neck) fades to the mean over the reference's skin.
+    vertex of its region, and skin beyond 5 mm (scalp, neck) fades to the mean over the reference's skin.
     """
     mean, triangles = model.mean.double().numpy(), model.triangles.numpy()
     points = model.landmarks(model.mean).double().numpy()
     fitted = fit_reference(reference, mean, triangles, dict(enumerate(points)))
-    distance, nearest = cKDTree(fitted).query(mean)
-    near = torch.from_numpy(np.exp(-np.maximum(distance - 15, 0) / 15)).to(model.mean)[:, None]
     skin = reference.region_vertices("skin")
+    source = torch.zeros(len(mean), dtype=torch.int64)
+    distance = torch.zeros(len(mean), dtype=torch.float64)
+    for regions in (("eyes",), ("interior",), ("skin", "lips", "lids")):  # the last wins at seams
+        ours = torch.stack([model.region_vertices(name) for name in regions]).any(0)
+        theirs = torch.stack([reference.region_vertices(name) for name in regions]).any(0).nonzero()[:, 0]
+        away, nearest = cKDTree(fitted[theirs]).query(mean[ours])
+        source[ours] = theirs[torch.from_numpy(nearest)]
+        distance[ours] = torch.from_numpy(away) if "skin" in regions else 0
+    near = torch.exp(-(distance - 5).clamp(min=0) / 15).to(model.mean)[:, None]
 
     def carried(albedo: torch.Tensor) -> torch.Tensor:
-        return near * albedo[..., nearest, :] + (1 - near) * albedo[..., skin, :].mean(-2, keepdim=True)
+        return near * albedo[..., source, :] + (1 - near) * albedo[..., skin, :].mean(-2, keepdim=True)
 
     return replace(
         model,

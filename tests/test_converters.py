@@ -83,7 +83,7 @@ def check_model(model: MorphableModel, head: dict[str, np.ndarray], path: Path) 
     assert (normals[:, 2] > 0).float().mean() > 0.95
     torch.testing.assert_close(model.landmarks(model.mean), model.mean[head["landmarks"]], atol=1e-3, rtol=0)
     assert model.mean.mean(0).abs().max() < 60
-    assert torch.equal(model.mirror[model.mirror], torch.arange(V))  # the grid is symmetric
+    assert torch.equal(model.mirror[model.mirror][:V], torch.arange(V))  # the grid is symmetric
     rows = model.contour_rows
     assert (rows[4] >= 0).any() and (rows[8] < 0).all()
     assert (model.mean[rows[4][rows[4] >= 0], 2] > model.mean[head["landmarks"][4], 2]).all()
@@ -106,17 +106,20 @@ def truncated(path: Path, keep: float = 0.6) -> Path:
 
 # --- ICT-FaceKit --------------------------------------------------------------------------------------------
 
-ICT_ENDS = {"skin": V - 2 * N, "interior": V - N, "eyes": V}
+# The three upper rows of the grid play mouth socket and eye sockets; two scleras of four vertices follow, and
+# four vertices more, which are not kept.
+SOCKETS, SCLERAS = ((V - 2 * N, V - N), (V - N, V)), ((V, V + 4), (V + 4, V + 8))
+ICT = convert_ict_facekit.Layout(V - 3 * N, V - 2 * N, SOCKETS, SCLERAS)
 ICT_NAMES = ["jawOpen", "mouthClose", "mouthSmile_L"]
 
 
 @pytest.fixture
 def ict(head: dict[str, np.ndarray], tmp_path: Path) -> dict[str, np.ndarray]:
-    """A tiny ICT file in centimetres, with four vertices more than are kept, and its arrays."""
+    """A tiny ICT file in centimetres, and its arrays."""
     rng = np.random.default_rng(3)
-    neutral = np.concatenate([head["vertices"], head["vertices"][:4] - 5]) / 10
-    quads = np.concatenate([head["quads"], [[V, V + 1, V + 2, V + 3]]])
-    uv = rng.uniform(0, 2, (V + 9, 2))
+    neutral = np.concatenate([head["vertices"], head["vertices"][:12] - 5]) / 10
+    quads = np.concatenate([head["quads"], np.arange(V, V + 12).reshape(3, 4)])
+    uv = rng.uniform(0, 2, (V + 13, 2))
     data = {
         "neutral": neutral, "quads": quads, "quads_uv": quads + 1, "uv": uv,
         "identity": rng.normal(0, 0.1, (2, V, 3)), "expression": rng.normal(0, 0.1, (4, V, 3)),
@@ -154,12 +157,15 @@ def test_ict(layout: str, ict: dict[str, np.ndarray], head: dict[str, np.ndarray
     if layout == "folder":
         source = tmp_path / "FaceXModel"
         write_obj_folder(source, ict, tmp_path / "vertex_indices.json")
-    model = convert_ict_facekit.convert(source, ICT_ENDS)
+    model = convert_ict_facekit.convert(source, ICT)
     check_model(model, head, tmp_path / "out.safetensors")
-    assert same_shape(model, head["vertices"])
-    np.testing.assert_allclose(model.identity_basis, ict["identity"] * 10, atol=1e-4)
+    assert same_shape(model, ict["neutral"][: V + 8] * 10)
+    np.testing.assert_allclose(model.identity_basis[:, :V], ict["identity"] * 10, atol=1e-4)
+    for socket, sclera in zip(ICT.sockets, ICT.scleras):  # eyeballs go with the mean of their sockets
+        moved = ict["identity"][:, slice(*socket)].mean(1, keepdims=True).repeat(4, 1)
+        np.testing.assert_allclose(model.identity_basis[:, slice(*sclera)], moved * 10, atol=1e-4)
     # Blend shapes: the same covariance as independent weights of RMS 0.25, and reachable by their names.
-    shapes = ict["expression"][1:].reshape(3, -1) * 10
+    shapes = np.pad(ict["expression"][1:], ((0, 0), (0, 8), (0, 0))).reshape(3, -1) * 10
     shapes[1] += shapes[0]  # mouthClose comes with jawOpen
     basis = model.expression_basis.flatten(1).double().numpy()
     np.testing.assert_allclose(basis.T @ basis, shapes.T @ shapes / 16, atol=1e-4)
@@ -167,38 +173,40 @@ def test_ict(layout: str, ict: dict[str, np.ndarray], head: dict[str, np.ndarray
     assert model.action_names == ("jawOpen", "mouthClose", "mouthSmileLeft")
     assert (model.expression_sigma.diff() <= 0).all()
     used = model.triangles.max(1).values.numpy()
-    ends = [ICT_ENDS[name] for name in ("skin", "interior", "eyes")]
-    expected = np.array([REGIONS.index(name) for name in ("skin", "interior", "eyes")])[
-        np.digitize(used, ends)
-    ]
-    assert np.array_equal(model.triangle_region.numpy(), expected) and len(np.unique(expected)) == 3
-    np.testing.assert_allclose(model.uv, ict["uv"] / [2, 1], atol=1e-6)
-    assert np.array_equal(model.uv_triangles.numpy(), model.triangles.numpy() + 1)
+    names = np.array(["skin", "interior", "eyes"])[np.digitize(used, [ICT.skin_end, ICT.mouth_end])]
+    expected = [REGIONS.index(name) for name in names]
+    assert model.triangle_region.tolist() == expected and len(set(expected)) == 3
+    count = len(ict["uv"])
+    np.testing.assert_allclose(model.uv[:count], ict["uv"] / [2, 1], atol=1e-6)
+    own = torch.from_numpy(used >= V)
+    assert torch.equal(model.uv_triangles[~own], model.triangles[~own] + 1)
+    assert torch.equal(model.uv_triangles[own], model.triangles[own] - V + count)
+    assert model.uv[count:, 0].min() >= 0.9 and model.uv[count:, 0].max() <= 1
 
 
 def test_ict_errors(ict: dict[str, np.ndarray], tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="no file"):
-        convert_ict_facekit.convert(tmp_path / "nothing.npz", ICT_ENDS)
+        convert_ict_facekit.convert(tmp_path / "nothing.npz", ICT)
     with pytest.raises(ModelFileError, match="complete"):
-        convert_ict_facekit.convert(truncated(tmp_path / "light.npz"), ICT_ENDS)
+        convert_ict_facekit.convert(truncated(tmp_path / "light.npz"), ICT)
     np.savez(tmp_path / "other.npz", **{k: v for k, v in ict.items() if k != "quads"})
     with pytest.raises(ModelFileError, match="lacks quads"):
-        convert_ict_facekit.convert(tmp_path / "other.npz", ICT_ENDS)
+        convert_ict_facekit.convert(tmp_path / "other.npz", ICT)
     np.savez(tmp_path / "mm.npz", **(ict | {"neutral": ict["neutral"] * 10}))
     with pytest.raises(ModelFileError, match="other units"):
-        convert_ict_facekit.convert(tmp_path / "mm.npz", ICT_ENDS)
+        convert_ict_facekit.convert(tmp_path / "mm.npz", ICT)
     np.savez(tmp_path / "mixed.npz", **(ict | {"identity": ict["identity"][:, 1:]}))
     with pytest.raises(ModelFileError, match="mixes two models"):
-        convert_ict_facekit.convert(tmp_path / "mixed.npz", ICT_ENDS)
+        convert_ict_facekit.convert(tmp_path / "mixed.npz", ICT)
     np.savez(tmp_path / "objects.npz", **(ict | {"identity": np.array([Evil("ict")], dtype=object)}))
     with pytest.raises(ModelFileError, match="plain arrays"):
-        convert_ict_facekit.convert(tmp_path / "objects.npz", ICT_ENDS)
+        convert_ict_facekit.convert(tmp_path / "objects.npz", ICT)
     folder = tmp_path / "FaceXModel"
     write_obj_folder(folder, ict, tmp_path / "vertex_indices.json")
     mesh = folder / "identity001.obj"
     mesh.write_text(mesh.read_text()[:2000])
     with pytest.raises(ModelFileError, match=r"identity001\.obj"):
-        convert_ict_facekit.convert(folder, ICT_ENDS)
+        convert_ict_facekit.convert(folder, ICT)
 
 
 # --- Basel Face Model 2017, 2019, AlbedoMM ------------------------------------------------------------------
