@@ -44,8 +44,8 @@ OUT_DIR = "../runs/20_rasterizer"
 # %%
 PRESETS = {
     "tiny": {"size": 96, "sphere": 3, "radii": 9, "pose_steps": 60, "model": 0},
-    "quick": {"size": 160, "sphere": 4, "radii": 33, "pose_steps": 150, "model": 1},
-    "full": {"size": 240, "sphere": 5, "radii": 65, "pose_steps": 400, "model": 2},
+    "quick": {"size": 160, "sphere": 4, "radii": 65, "pose_steps": 150, "model": 1},
+    "full": {"size": 240, "sphere": 5, "radii": 129, "pose_steps": 400, "model": 2},
 }
 if PRESET not in PRESETS:
     raise ValueError(f"PRESET is {PRESET!r}; choose one of {', '.join(PRESETS)}.")
@@ -327,8 +327,8 @@ print("loop = vectorised = facelab, in every pixel")
 #   holes.
 # * **top-left** (GPUs): exactly one of the two, needed when triangles are blended; ours are not.
 #
-# The sheet below is a closed surface whose vertices were rounded to quarters of a pixel. Every pixel inside
-# its border must be covered.
+# The sheet below is one connected surface whose vertices were rounded to quarters of a pixel. Every pixel
+# inside its border must be covered.
 
 
 # %%
@@ -403,7 +403,7 @@ numbers["cracks_textbook_percent"] = 100 * cracks["textbook"] / trials
 # %% [markdown]
 # ## 6 · What has a gradient, and what has not
 #
-# Move one vertex to the right, slowly, and watch one pixel: its **face index** is an integer; it stays the
+# Slide a mesh to the right, slowly, and watch one pixel: its **face index** is an integer; it stays the
 # same and then jumps. Its derivative is 0 almost everywhere and does not exist where it jumps; no autograd
 # can use it. But *while* the face index stays the same, the **barycentric weights** slide smoothly, and
 # with them every interpolated value. On a continuous surface the value does not even jump when the triangle
@@ -781,7 +781,7 @@ def draw_face(pitch: float = 0.0, yaw: float = 25.0, roll: float = 0.0) -> tuple
     return face_index, attributes, depth[0]
 
 
-def zoom_in(pitch: float, yaw: float, roll: float, factor: float = 10.0) -> Tensor:
+def zoom_in(pitch: float, yaw: float, roll: float, factor: float = 24.0) -> Tensor:
     """(H, W, 3): the barycentric weights as red, green and blue, magnified around the eye on the right."""
     view = camera.look([float(np.deg2rad(angle)) for angle in (pitch, yaw, roll)])
     screen = view.project(face)
@@ -833,7 +833,7 @@ def on_slider(pitch: float, yaw: float, roll: float) -> None:
     plt.show()
 
 
-ipywidgets.interact(on_slider, **sliders)
+_ = ipywidgets.interact(on_slider, **sliders)
 # %% [markdown]
 # ## 10 · Recover a pose from a silhouette
 #
@@ -842,8 +842,8 @@ ipywidgets.interact(on_slider, **sliders)
 # With the soft one the silhouette is pulled from both sides.
 
 # %%
-true_angles = torch.tensor([-8.0, 20.0, 10.0]) * torch.pi / 180
-true_shift = torch.tensor([12.0, -8.0, -570.0])
+true_angles = torch.tensor([-8.0, 20.0, 10.0], device=DEVICE).deg2rad()
+true_shift = torch.tensor([12.0, -8.0, -570.0], device=DEVICE)
 
 
 def face_mask(angles: Tensor, shift: Tensor, mask_function) -> Tensor:
@@ -854,7 +854,8 @@ def face_mask(angles: Tensor, shift: Tensor, mask_function) -> Tensor:
 target = face_mask(true_angles, true_shift, facelab_mask)
 
 
-start_angles, start_shift = torch.zeros(3), torch.tensor([0.0, 0.0, -600.0])
+start_angles = torch.zeros(3, device=DEVICE)
+start_shift = torch.tensor([0.0, 0.0, -600.0], device=DEVICE)
 
 
 def recover(mask_function) -> tuple[Tensor, Tensor, list[float]]:
