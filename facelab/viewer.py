@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt  # so that the notebook's inline backend knows how to show a Figure
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -26,6 +28,15 @@ from facelab.geometry import euler_to_matrix
 from facelab.illumination import Light, SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
 from facelab.image_formation import render, render_attributes
 from facelab.parameters import ParameterLayout
+
+
+class Plot(Figure):
+    """A matplotlib Figure that a notebook shows as a PNG, whichever backend is in use."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=100)
+        return file.getvalue()
 
 
 def to_array(image: Tensor) -> np.ndarray:
@@ -48,12 +59,12 @@ def image_grid(
     titles: Sequence[str] = (),
     columns: int | None = None,
     inches: float = 2.2,
-) -> Figure:
+) -> Plot:
     """Pictures (or masks) side by side: each (3, H, W) or (1, H, W); `columns` None puts all in one row."""
     columns = columns or len(images)
     rows = math.ceil(len(images) / columns)
     shape = images[0].shape[-2] / images[0].shape[-1]
-    figure = Figure(figsize=(inches * columns, rows * (inches * shape + 0.3 * bool(titles))), layout="tight")
+    figure = Plot(figsize=(inches * columns, rows * (inches * shape + 0.3 * bool(titles))), layout="tight")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes:
         axis.axis("off")
@@ -116,7 +127,7 @@ def heat_map(
     width: int = 300,
     limit: float | None = None,
     label: str = "error, mm",
-) -> Figure:
+) -> Plot:
     """Per-vertex values (V,), such as distances in mm, as colours on the rendered face, with a colour bar.
 
     Non-negative values run from 0 to `limit` (None: their 99th percentile), signed ones from -limit to limit.
@@ -129,18 +140,20 @@ def heat_map(
     top = limit or float(errors.abs().double().quantile(0.99)) or 1.0
     signed = bool((errors < 0).any())
     values, mask = render_attributes(vertices, triangles, camera, errors[:, None], height, width)
-    scale = plt.Normalize(-top if signed else 0, top)
-    colours = plt.get_cmap("coolwarm" if signed else "viridis")(scale(values[0].cpu().numpy()))[..., :3]
+    scale = Normalize(-top if signed else 0, top)
+    colours = matplotlib.colormaps["coolwarm" if signed else "viridis"](scale(values[0].cpu().numpy()))[
+        ..., :3
+    ]
     shade = (
         geometry_image(vertices, triangles, camera, height, width, torch.ones_like(vertices)).mean(0).cpu()
     )
     coloured = torch.from_numpy(colours).permute(2, 0, 1) * (0.35 + 0.65 * shade)
     picture = torch.where(mask.cpu(), coloured, 1.0)
-    figure = Figure(figsize=(3 * width / height + 0.9, 3), layout="tight")
+    figure = Plot(figsize=(3 * width / height + 0.9, 3), layout="tight")
     axis = figure.subplots()
     axis.imshow(to_array(picture))
     axis.axis("off")
-    bar = plt.cm.ScalarMappable(scale, "coolwarm" if signed else "viridis")
+    bar = ScalarMappable(scale, "coolwarm" if signed else "viridis")
     figure.colorbar(bar, ax=axis, label=label, shrink=0.8)
     return figure
 
@@ -202,6 +215,7 @@ class MeshView:
         return {
             "application/vnd.plotly.v1+json": self.figure.to_plotly_json(),
             "image/png": to_png(self.image),
+            "text/plain": "3-D view",
         }
 
 

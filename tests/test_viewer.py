@@ -32,10 +32,8 @@ def ball():
 
 
 def pixels_of(figure):
-    """What a Figure looks like, (H, W, 3) in [0, 255]."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=100)
-    return np.array(Image.open(file).convert("RGB")).astype(int)
+    """What a notebook shows, (H, W, 3) in [0, 255]."""
+    return np.array(Image.open(io.BytesIO(figure._repr_png_())).convert("RGB")).astype(int)
 
 
 def test_to_array_and_png():
@@ -119,7 +117,7 @@ def test_mesh_figure_is_plotly_and_a_png(ball, tmp_path):
     assert np.array_equal(np.stack([trace.i, trace.j, trace.k], -1), triangles)
     assert view.image.shape == (3, 90, 100) and view.image[0, 45, 50] > view.image[1, 45, 50] + 0.1
     bundle = view._repr_mimebundle_()
-    assert set(bundle) == {"application/vnd.plotly.v1+json", "image/png"}
+    assert set(bundle) == {"application/vnd.plotly.v1+json", "image/png", "text/plain"}
     png, html = view.save(tmp_path / "face")
     assert np.array_equal(np.array(Image.open(png)), to_array(view.image))
     assert "Plotly.newPlot" in html.read_text()
