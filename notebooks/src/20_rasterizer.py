@@ -743,7 +743,7 @@ for backend in backends:
 # its own axes turned into ours (`tests/make_golden_pytorch3d.py`). Two have back faces drawn, `cull=False`.
 
 # %%
-numbers["golden_mismatches"] = 0
+numbers["golden_files"] = numbers["golden_mismatches"] = 0
 for path in sorted(Path("../tests/golden").glob("pytorch3d_*.npz")):
     golden = np.load(path)
     golden_screen, golden_triangles = torch.tensor(golden["screen"]), torch.tensor(golden["triangles"]).long()
@@ -753,6 +753,7 @@ for path in sorted(Path("../tests/golden").glob("pytorch3d_*.npz")):
     mismatches = int((found.numpy() != golden["face_index"]).sum())
     covered = found >= 0
     error = (depth[0] / torch.tensor(golden["depth"]) - 1)[covered].abs().max().item()
+    numbers["golden_files"] += 1
     numbers["golden_mismatches"] += mismatches
     print(f"{path.stem:28} {mismatches} of {found.numel()} pixels differ; depth agrees to {error:.0e}")
 
