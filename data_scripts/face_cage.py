@@ -11,7 +11,7 @@ from uv_maps import wheel_to_window
 
 from facelab.morphable_model import REGIONS
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
 
@@ -72,6 +72,22 @@ def mirror_quads(quads: Ints, mirror: Ints) -> Ints:
     return np.array([index.get(frozenset(quad), i) for i, quad in enumerate(mirror[quads].tolist())])
 
 
+def smooth_border(quads: Ints, chosen: NDArray[np.bool_], usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Fill the steps of a crop's border with usable quads, then cut off single quads that stick out."""
+    sides = np.sort(np.stack([quads, np.roll(quads, -1, 1)], 2).reshape(-1, 2), 1)
+    _, edge = np.unique(sides, axis=0, return_inverse=True)
+    edge = edge.reshape(-1, 4)
+
+    def neighbours(of: NDArray[np.bool_]) -> Ints:
+        count = np.bincount(edge[of].ravel(), minlength=edge.max() + 1)
+        return (count[edge] - of[:, None]).sum(1)
+
+    for _ in range(2):
+        chosen = chosen | (usable & (neighbours(chosen) >= 2))
+        chosen = chosen & (neighbours(chosen) >= 2)
+    return chosen
+
+
 def crop_face(base: BaseMesh, mean: Floats, lips: Floats) -> Cage:
     """Keep the face in front of the ears, two rings inside the lids, the front of the eyes, a closed pocket
     of the mouth and the upper front teeth. `mean` (VERTICES, 3) is a symmetric mean head in mm, `lips` the
@@ -85,13 +101,17 @@ def crop_face(base: BaseMesh, mean: Floats, lips: Floats) -> Cage:
         row, column = ((1 - uv_centre[:, 1]) * size).astype(int), (uv_centre[:, 0] * size).astype(int)
         return mask[np.clip(row, 0, size - 1), np.clip(column, 0, size - 1)] > 0.5
 
+    # Within reach of the nose, plus the side of the face up to the ear (for the jaw's landmarks) and the
+    # underside of the chin. Outside these lie the ear's small islands in the UV layout.
     near = (np.linalg.norm(x[quads], axis=2) < 112).all(1)
-    low, high = [-90, -75, -112], [90, 68, 0]  # the side of the face up to the ear, for the jaw's landmarks
-    side = ((centre > low) & (centre < high)).all(1) & ~painted(read_mask("ears"))
-    side &= (base.uv[base.uv_quads][..., 0] > 0.6).all(1)  # skip the ear's small islands in the UV layout
+    height, depth = centre[:, 1], centre[:, 2]
+    side = (depth > -112) & (height > -66) & (height < np.interp(depth, [-112, -95, -60], [50, 55, 85]))
+    side |= (depth > -84) & (height < 0) & (height > -100)
+    usable = (base.part == "head") & ~painted(read_mask("ears"))
+    usable &= (base.uv[base.uv_quads][..., 0] > 0.6).all(1)
     twin = mirror_quads(quads, base.mirror)  # the painted masks are not quite symmetric
-    skin = (base.part == "head") & (near | side)
-    skin = np.flatnonzero(skin & skin[twin])
+    usable &= usable[twin]
+    skin = np.flatnonzero(smooth_border(quads, usable & (near | side), usable))
     skin_vertices = np.unique(quads[skin])
 
     lids = np.flatnonzero(base.part == "eye_cavity")
@@ -142,7 +162,8 @@ def window_layout(base_uv: Floats, uv_quads: Ints, region: NDArray[np.uint8]) ->
     used, quads = np.unique(uv_quads, return_inverse=True)
     quads = quads.reshape(-1, 4)
     uv = wheel_to_window(base_uv[used])
-    links = csr_array((np.ones(quads.size), (quads.ravel(), np.roll(quads, -1, 1).ravel())), (len(uv), len(uv)))
+    ends = (quads.ravel(), np.roll(quads, -1, 1).ravel())
+    links = csr_array((np.ones(quads.size), ends), (len(uv), len(uv)))
     count, island = connected_components(links, directed=False)
     skin = island[quads[np.flatnonzero(region == REGIONS.index("skin"))[0], 0]]
     cell = 1 / (count - 1)

@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
 VERTICES = 19158
@@ -28,6 +28,7 @@ SKIPPED = (
     "head-trans", "head-back", "head-angle", "head-scale-depth", "nose-trans-in", "nose-trans-out",
     "mouth-trans-in", "measure", "neck-scale-vert", "neck-trans", "ear-shape-pointed",
 )  # fmt: skip
+CATEGORIES = ("head", "forehead", "eyebrows", "eyes", "nose", "mouth", "chin", "cheek", "ears", "neck")
 SLIDER_SIGMA = 0.17  # 0.24 gives caricatures
 SLIDER_SCALE = {
     "head-scale-horiz-decr-incr": 0.55,
@@ -183,7 +184,7 @@ def sample_population(
     # Local sliders: a negative and a positive target; the left and right ones of a pair differ a little.
     layout = json.loads((targets / "target.json").read_text())
     pair_values: dict[str, NDArray[np.float64]] = {}
-    for category in ("head", "forehead", "eyebrows", "eyes", "nose", "mouth", "chin", "cheek", "ears", "neck"):
+    for category in CATEGORIES:
         for slider in layout[category]["categories"]:
             name = slider["name"]
             if name.startswith(SKIPPED):
@@ -227,7 +228,7 @@ def sample_population(
 
 def read_expressions(chosen: Ints, folder: Path | None = None) -> dict[str, Floats]:
     """Facial actions as offsets (K, 3) in mm at full strength: 51 ARKit-style ones (without the tongue) and
-    34 MakeHuman units, averaged over the three ancestries."""
+    33 MakeHuman units, averaged over the three ancestries."""
     root = folder or data_folder()
 
     def read(path: Path) -> Floats:
@@ -242,4 +243,6 @@ def read_expressions(chosen: Ints, folder: Path | None = None) -> dict[str, Floa
     for path in sorted((units / "caucasian").glob("*.target.gz")):
         variants = [read(units / origin / path.name) for origin in ANCESTRIES]
         actions[path.name.removesuffix(".target.gz")] = np.mean(variants, 0, dtype=np.float32)
+    actions["mouthClose"] += actions["jawOpen"]  # as shipped it only makes sense on top of an open jaw
+    del actions["neck-platysma"]  # moves the crop's border under the chin
     return actions

@@ -1,8 +1,8 @@
 """The face's UV window: MakeHuman's own layout of the face turned upright, and maps drawn into it.
 
-In the wheel's UV square the face lies on its side. The window is a square cut-out of it, turned by 90 degrees:
-image x grows with v, image y (down) grows with u. Everything that is not facial skin (lids' inside, eyes,
-mouth, teeth) lies elsewhere in the wheel's layout and is moved into the empty strip below the chin.
+In the wheel's UV square the face lies on its side. The window is a square cut-out of it, turned by 90
+degrees: image x grows with v, image y (down) grows with u. Everything that is not facial skin (lids' inside,
+eyes, mouth, teeth) lies elsewhere in the wheel's layout and is moved into the empty strip below the chin.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from makehuman import read_mask
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
 WINDOW_CENTRE = (0.9245, 0.48317)  # (u, v) in the wheel's UV square

@@ -6,28 +6,29 @@
 All bases are stored per standard deviation: the prior of every coefficient is N(0, 1).
 """
 
-import hashlib
 import json
 import math
-import struct
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from facelab.errors import ModelFileError, ParameterError
-from facelab.subdivision import catmull_clark, triangulate
+from facelab.model_file import decode, read_checked, refine, write_digest
 
 REGIONS = ("skin", "lips", "lids", "eyes", "interior", "teeth")
 DEFAULT_MODEL = Path(__file__).parent / "data" / "face_model.safetensors"
 SKIN_F0 = 0.028  # reflectance of skin at normal incidence, where a model has no specular albedo
 MIN_DIFFUSE = 0.004
+SAMPLE_NOISE = 0.3  # share of normal noise in a sampled person's coefficients
+# Actions that people show often; others are drawn a third as often.
+FREQUENT_ACTIONS = ("jawOpen", "mouthSmile", "mouth-corner", "mouth-part", "mouthPucker", "mouthFunnel",
+                    "browInnerUp", "browDown", "eyeBlink", "cheekSquint")  # fmt: skip
 
 
 def _empty() -> Tensor:
@@ -61,7 +62,7 @@ class MorphableModel:
     albedo_sigma: Tensor = field(default_factory=_empty)
     """(Ka,) RMS change of reflectance."""
     details: Tensor = field(default_factory=_empty)
-    """(D, V, 4) albedo residuals of single skins (hair, pores) that the basis does not hold."""
+    """(D, V, 4) what the basis does not hold of single skins (hair, pores), as a share of the albedo."""
     uv: Tensor = field(default_factory=_empty)
     """(U, 2) in [0, 1], origin at the lower left as in OBJ: texture row = (1 - v) * height."""
     uv_triangles: Tensor = field(default_factory=_empty)
@@ -82,25 +83,28 @@ class MorphableModel:
     """(N, Ke): expression coefficients of named facial actions at full strength."""
     action_names: tuple[str, ...] = ()
     regions: tuple[str, ...] = REGIONS
+    people_identity: Tensor = field(default_factory=_empty)
+    """(P, Ki): coefficients of people the model was made from, with whose help `sample` draws."""
+    people_albedo: Tensor = field(default_factory=_empty)
+    """(P, Ka): the same people's albedo coefficients."""
     name: str = "unnamed"
     metadata: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         v, t = len(self.mean), len(self.triangles)
-        options = {"dtype": self.mean.dtype, "device": self.mean.device}
         for kind in ("identity", "expression"):
             basis = getattr(self, f"{kind}_basis")
             if basis.numel() == 0:
-                setattr(self, f"{kind}_basis", torch.zeros((0, v, 3), **options))
+                setattr(self, f"{kind}_basis", self.mean.new_zeros(0, v, 3))
             elif getattr(self, f"{kind}_sigma").numel() == 0:
                 setattr(self, f"{kind}_sigma", basis.square().sum(-1).mean(-1).sqrt())
         if self.albedo_mean.numel() == 0:
-            self.albedo_mean = torch.full((v, 3), 0.4, **options)
+            self.albedo_mean = self.mean.new_full((v, 3), 0.4)
         if self.albedo_mean.shape[-1] == 3:
-            f0 = torch.full((v, 1), SKIN_F0, **options)
+            f0 = self.mean.new_full((v, 1), SKIN_F0)
             self.albedo_mean = torch.cat([self.albedo_mean, f0], -1)
         if self.albedo_basis.numel() == 0:
-            self.albedo_basis = torch.zeros((0, v, 4), **options)
+            self.albedo_basis = self.mean.new_zeros(0, v, 4)
         elif self.albedo_basis.shape[-1] == 3:
             self.albedo_basis = torch.nn.functional.pad(self.albedo_basis, (0, 1))
         if len(self.albedo_basis) and self.albedo_sigma.numel() == 0:
@@ -131,6 +135,8 @@ class MorphableModel:
             "landmark_weights": (68, 3),
             "contour_rows": (17, None),
             "actions": (len(self.action_names), len(self.expression_basis)),
+            "people_identity": (None, len(self.identity_basis)),
+            "people_albedo": (len(self.people_identity), len(self.albedo_basis)),
         }
         for name, shape in expected.items():
             tensor = getattr(self, name)
@@ -163,17 +169,17 @@ class MorphableModel:
     ) -> "MorphableModel":
         """Load a model file; None means the open model that ships with facelab.
 
-        The shipped model is kept on a coarse quad mesh and refined by `subdivisions` (0, 1 or 2) Catmull-Clark
-        steps; other files hold triangles, which are taken as they are.
+        The shipped model is kept on a coarse quad mesh and refined by `subdivisions` (0, 1 or 2: 2,574,
+        10,106 or 40,050 vertices) Catmull-Clark steps; other files hold triangles and are taken as they are.
         Raises ModelFileError if the file is missing, truncated, of a wrong structure, or does not have the
         SHA-256 written in the file beside it (`<name>.sha256`; the shipped model must have one).
         """
-        tensors, header = _read_checked(Path(path or DEFAULT_MODEL), must_have_digest=path is None)
+        tensors, header = read_checked(Path(path or DEFAULT_MODEL), must_have_digest=path is None)
         try:
             if "quads" in tensors:
-                parts = _refine(tensors, subdivisions)
+                parts = refine(tensors, subdivisions)
             else:
-                parts = {name: _decode(tensors, name) for name in tensors if not name.endswith(".scale")}
+                parts = {name: decode(tensors, name) for name in tensors if not name.endswith(".scale")}
             for name in ("regions", "action_names"):
                 if name in header:
                     parts[name] = tuple(json.loads(header[name]))
@@ -181,16 +187,17 @@ class MorphableModel:
             parts = {name: part for name, part in parts.items() if name in allowed}
             model = cls(**parts, name=header.get("name", "unnamed"), metadata=header)
         except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-            raise ModelFileError(f"The face model {path or DEFAULT_MODEL} lacks a part: {error!r}.") from error
+            raise ModelFileError(f"The face model {path or 'of facelab'} lacks a part: {error!r}.") from error
         return model.to(device, dtype)
 
     def save(self, path: str | Path) -> None:
         """Write this model as it is (no subdivision) and its SHA-256 beside it, for `load`."""
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self._tensors().items() if tensor.numel()}
-        header = {key: value for key, value in self.metadata.items() if key not in ("regions", "action_names")}
-        header |= {"name": self.name, "regions": json.dumps(self.regions)}
-        if self.action_names:
-            header["action_names"] = json.dumps(self.action_names)
+        tensors = {name: part.cpu().contiguous() for name, part in self._tensors().items() if part.numel()}
+        header = self.metadata | {
+            "name": self.name,
+            "regions": json.dumps(self.regions),
+            "action_names": json.dumps(self.action_names),
+        }
         data = save_tensors(tensors, header)
         Path(path).write_bytes(data)
         write_digest(Path(path), data)
@@ -226,8 +233,8 @@ class MorphableModel:
                 raise ParameterError(f"Cannot keep {count} of {len(basis)} {kind} components.")
             parts[f"{kind}_basis"] = basis[:count]
             parts[f"{kind}_sigma"] = getattr(self, f"{kind}_sigma")[:count]
-            if kind == "expression" and self.actions.numel():
-                parts["actions"] = self.actions[:, :count]
+            coefficients = "actions" if kind == "expression" else f"people_{kind}"
+            parts[coefficients] = getattr(self, coefficients)[..., :count]
         return self._replace(**parts)
 
     # --- evaluation -----------------------------------------------------------------------------------------
@@ -249,18 +256,18 @@ class MorphableModel:
     ) -> tuple[Tensor, Tensor]:
         """Linear diffuse albedo (..., V, 3) in [0.004, 1] and specular F0 (..., V) in [0, 1].
 
-        `coefficients` (..., Ka) in standard deviations; `detail` (...) picks a residual from `details`
-        (hair, pores) and adds it. Raises ParameterError for a wrong size, a value that is not finite, or a
-        detail that does not exist.
+        `coefficients` (..., Ka) in standard deviations; `detail` (...) picks one of `details` (hair, pores)
+        and multiplies by one plus it. Raises ParameterError for a wrong size, a value that is not finite, or
+        a detail that does not exist.
         """
         result = self.albedo_mean
         if coefficients is not None:
             result = result + _combine("albedo", coefficients, self.albedo_basis)
         if detail is not None:
             index = torch.as_tensor(detail, device=self.mean.device)
-            if index.numel() and not (0 <= int(index.min()) and int(index.max()) < len(self.details)):
-                raise ParameterError(f"The model has {len(self.details)} albedo details; {detail} is not one.")
-            result = result + self.details[index]
+            if index.numel() and (index.min() < 0 or index.max() >= len(self.details)):
+                raise ParameterError(f"The model has {len(self.details)} albedo details; got index {detail}.")
+            result = result * (1 + self.details[index])
         return result[..., :3].clamp(MIN_DIFFUSE, 1), result[..., 3].clamp(0, 1)
 
     def sample(
@@ -273,41 +280,34 @@ class MorphableModel:
     ) -> dict[str, Tensor]:
         """Draw coefficients {"identity": (count, Ki), "expression": (count, Ke), "albedo": (count, Ka)}.
 
-        Identity and albedo are N(0, scale²). So are expressions of models without named actions; with them,
-        an expression is a sparse mixture of one to four facial actions, because 64 independent normal
-        numbers contort every part of the face at once, which real faces do not.
+        All have mean zero and the given standard deviation per component, the prior that fitting assumes.
+        But independent normal numbers give skins that do not go with the shapes, and contort every part of
+        the face at once. So where the model has `people`, identity and albedo are those of a random person
+        mixed with normal noise (sex, age and origin then agree); where it has named actions, an expression
+        is a sparse mixture of them (see `sample_actions`). Other models get normal numbers.
         """
 
-        def normal(basis: Tensor, scale: float) -> Tensor:
+        def normal(basis: Tensor) -> Tensor:
             drawn = torch.randn((count, len(basis)), generator=generator, device=generator.device)
-            return (drawn * scale).to(self.mean)
+            return drawn.to(self.mean)
 
-        identity = normal(self.identity_basis, identity_scale)
-        albedo = normal(self.albedo_basis, albedo_scale)
-        if len(self.actions) and len(self.expression_basis):
-            expression = self._sample_actions(count, generator) @ self.actions * expression_scale
+        identity, albedo = normal(self.identity_basis), normal(self.albedo_basis)
+        if len(self.people_identity):
+            people, kept = len(self.people_identity), math.sqrt(1 - SAMPLE_NOISE**2)
+            who = torch.randint(people, (count,), generator=generator, device=generator.device)
+            who = who.to(self.mean.device)
+            identity = kept * self.people_identity[who] + SAMPLE_NOISE * identity
+            if len(self.people_albedo):
+                albedo = kept * self.people_albedo[who] + SAMPLE_NOISE * albedo
+        if len(self.actions):
+            expression = sample_actions(self.action_names, count, generator).to(self.mean) @ self.actions
         else:
-            expression = normal(self.expression_basis, expression_scale)
-        return {"identity": identity, "expression": expression, "albedo": albedo}
-
-    def _sample_actions(self, count: int, generator: torch.Generator) -> Tensor:
-        """Strengths (count, N) in [0, 1] of one to four random actions each; the two sides of the face act
-        together in most draws."""
-        device = generator.device
-        base = [name.replace("Left", "").replace("Right", "").replace("-left", "").replace("-right", "")
-                for name in self.action_names]  # fmt: skip
-        groups = {name: i for i, name in enumerate(dict.fromkeys(base))}
-        members = torch.tensor([groups[name] for name in base], device=device)
-        shuffled = torch.rand((count, len(groups)), generator=generator, device=device).argsort(-1)
-        active = torch.randint(1, 5, (count, 1), generator=generator, device=device)
-        strength = torch.rand((count, len(groups)), generator=generator, device=device) ** 1.5
-        strength = torch.where(shuffled < active, 0.8 * strength, 0.0)
-        one_sided = torch.rand((count, len(groups)), generator=generator, device=device) < 0.2
-        right_acts = torch.rand((count, len(groups)), generator=generator, device=device) < 0.5
-        is_right = torch.tensor(["right" in name.lower() for name in self.action_names], device=device)
-        paired = torch.bincount(members, minlength=len(groups))[members] > 1
-        silent = paired & one_sided[:, members] & (right_acts[:, members] != is_right)
-        return torch.where(silent, 0.0, strength[:, members]).to(self.mean)
+            expression = normal(self.expression_basis)
+        return {
+            "identity": identity_scale * identity,
+            "expression": expression_scale * expression,
+            "albedo": albedo_scale * albedo,
+        }
 
     def landmarks(self, vertices: Tensor, rotation: Tensor | None = None) -> Tensor:
         """The 68 landmarks (..., 68, 3) of `vertices` (..., V, 3), in the space of the vertices.
@@ -322,9 +322,7 @@ class MorphableModel:
         return (corners * weight[..., None]).sum(-2)
 
     @torch.no_grad()
-    def landmark_embedding(
-        self, vertices: Tensor, rotation: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def landmark_embedding(self, vertices: Tensor, rotation: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Which vertices make the landmarks: indices (..., 68, 3) and barycentric weights (..., 68, 3).
 
         Arguments as of `landmarks`; a jaw landmark that has slid is one vertex three times.
@@ -360,6 +358,34 @@ class MorphableModel:
         return chosen
 
 
+def sample_actions(names: Sequence[str], count: int, generator: torch.Generator) -> Tensor:
+    """Strengths (count, N) in [0, 0.9] of facial actions, one to four at a time.
+
+    Names that differ only by left and right act together in most draws; moving jaw or mouth to both sides at
+    once makes no sense, so those never do.
+    """
+    device = generator.device
+    plain = [re.sub("-?(left|right)", "", name, flags=re.IGNORECASE) for name in names]
+    groups = {name: i for i, name in enumerate(dict.fromkeys(plain))}
+    member = torch.tensor([groups[name] for name in plain], device=device)
+    weight = torch.tensor([3.0 if g.startswith(FREQUENT_ACTIONS) else 1.0 for g in groups], device=device)
+    is_right = torch.tensor(["right" in name.lower() for name in names], device=device)
+    paired = torch.bincount(member, minlength=len(groups))[member] == 2
+    sideways = torch.tensor([g in ("jaw", "mouth") for g in groups], device=device)
+
+    def uniform(columns: int) -> Tensor:
+        return torch.rand((count, columns), generator=generator, device=device)
+
+    # The k largest of u^(1/w) are a weighted draw without replacement (Efraimidis and Spirakis 2006).
+    rank = (uniform(len(groups)) ** (1 / weight)).argsort(-1, descending=True).argsort(-1)
+    active = rank < torch.randint(1, 5, (count, 1), generator=generator, device=device)
+    strength = 0.9 * uniform(len(groups)) * active
+    one_sided = (uniform(len(groups)) < 0.2) | sideways
+    right_only = uniform(len(groups)) < 0.5
+    silent = paired & one_sided[:, member] & (right_only[:, member] != is_right)
+    return strength[:, member].masked_fill(silent, 0.0)
+
+
 def _combine(kind: str, coefficients: Tensor, basis: Tensor) -> Tensor:
     """sum_k c_k B_k for coefficients (..., K) and basis (K, V, C)."""
     if coefficients.shape[-1:] != basis.shape[:1]:
@@ -371,76 +397,3 @@ def _combine(kind: str, coefficients: Tensor, basis: Tensor) -> Tensor:
     if not traced and not torch.isfinite(coefficients).all():
         raise ParameterError(f"The {kind} coefficients contain NaN or infinity; check the step before.")
     return (coefficients @ basis.flatten(1)).unflatten(-1, basis.shape[1:])
-
-
-# --- the file of the shipped model ------------------------------------------------------------------------
-
-
-def write_digest(path: Path, data: bytes) -> None:
-    """Write the SHA-256 of `data` beside `path`, in the format of the sha256sum command."""
-    digest = hashlib.sha256(data).hexdigest()
-    path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
-
-
-def _read_checked(path: Path, must_have_digest: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a safetensors file after comparing its SHA-256."""
-    beside = path.with_name(path.name + ".sha256")
-    if not path.is_file():
-        raise ModelFileError(f"There is no face model at {path}; give another path or build it (data_scripts).")
-    data = path.read_bytes()
-    if beside.is_file():
-        if hashlib.sha256(data).hexdigest() != beside.read_text().split()[0]:
-            raise ModelFileError(f"{path} does not match {beside.name}: it is damaged or changed; get it again.")
-    elif must_have_digest:
-        raise ModelFileError(f"{beside} is missing; restore it from the repository.")
-    try:
-        tensors = load_tensors(data)
-        (length,) = struct.unpack_from("<Q", data)
-        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, struct.error, ValueError) as error:
-        raise ModelFileError(f"{path} is not a complete safetensors file ({error}); get it again.") from error
-    return tensors, header
-
-
-def _decode(tensors: dict[str, Tensor], name: str, rows: int | None = None) -> Tensor:
-    """A stored tensor; `name.scale` turns 8-bit numbers into reflectance, `rows` keeps the first vertices."""
-    tensor = tensors[name]
-    if name + ".scale" in tensors:
-        tensor = tensor[:, :rows].float() * tensors[name + ".scale"][:, None, :]
-    if tensor.dtype in (torch.uint16, torch.int16, torch.int32):
-        tensor = tensor.long()
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _refine(tensors: dict[str, Tensor], subdivisions: int) -> dict[str, Any]:
-    """The shipped model at one level of detail: subdivide cage and UV, pick the level's index tables."""
-    if subdivisions not in (0, 1, 2):
-        raise ParameterError(f"The face model has 0, 1 or 2 subdivisions, not {subdivisions}.")
-    quads, uv_quads = tensors["quads"].numpy().astype(np.int64), tensors["uv_quads"].numpy().astype(np.int64)
-    shape = torch.cat([tensors["mean"][None], tensors["identity_basis"], tensors["expression_basis"]])
-    columns = shape.double().permute(1, 0, 2).flatten(1).numpy()
-    uv = tensors["uv"].double().numpy()
-    for _ in range(subdivisions):
-        fine, fine_uv = catmull_clark(quads, len(columns)), catmull_clark(uv_quads, len(uv))
-        columns, quads = fine.matrix @ columns, fine.quads
-        uv, uv_quads = fine_uv.matrix @ uv, fine_uv.quads
-    shape = torch.from_numpy(columns).float().unflatten(1, (len(shape), 3)).permute(1, 0, 2).contiguous()
-    v, k = len(columns), len(tensors["identity_basis"])
-    parts: dict[str, Any] = {
-        "mean": shape[0],
-        "identity_basis": shape[1 : 1 + k],
-        "expression_basis": shape[1 + k :],
-        "triangles": torch.from_numpy(triangulate(quads)),
-        "uv": torch.from_numpy(uv).float(),
-        "uv_triangles": torch.from_numpy(triangulate(uv_quads)),
-        "triangle_region": tensors["quad_region"].repeat_interleave(2 * 4**subdivisions),
-        "mirror": _decode(tensors, "mirror")[:v],
-        "albedo_mean": _decode(tensors, "albedo_mean")[:v],
-    }
-    for name in ("identity_sigma", "expression_sigma", "albedo_sigma", "actions"):
-        parts[name] = _decode(tensors, name)
-    for name in ("albedo_basis", "details"):
-        parts[name] = _decode(tensors, name, v)
-    for name in ("mouth_cap", "landmark_triangles", "landmark_weights", "contour_rows"):
-        parts[name] = _decode(tensors, f"{name}.{subdivisions}")
-    return parts

@@ -1,8 +1,8 @@
 """Catmull-Clark subdivision of a quad mesh as one sparse matrix.
 
-The scheme is linear in the vertices, so a mean shape, its bases and per-vertex colours are refined by the same
-matrix. Vertices of the finer mesh come in the order [old vertices, edge points, face points]: the vertices of
-a coarse level are the first rows of every finer level.
+The scheme is linear in the vertices, so a mean shape and its bases are refined by the same matrix. Vertices
+come in the order [old vertices, edge points, face points]: those of a coarse level are the first rows of
+every finer one.
 Source: Catmull and Clark 1978; boundaries are cubic B-spline curves, boundary corners stay where they are.
 """
 
@@ -19,8 +19,8 @@ Ints = NDArray[np.int64]
 class Subdivision:
     """One refinement step: `matrix` (V', V) float64 and the finer `quads` (4 Q, 4).
 
-    Quad q of the coarse mesh becomes the quads 4q .. 4q+3, one per corner; `edges` (E, 2) are the coarse edges
-    in the order of their edge points.
+    Quad q of the coarse mesh becomes the quads 4q .. 4q+3, one per corner; `edges` (E, 2) are the coarse
+    edges in the order of their edge points.
     """
 
     matrix: sp.csr_array
@@ -81,8 +81,8 @@ def catmull_clark(quads: ArrayLike, n_vertices: int) -> Subdivision:
 def triangulate(quads: ArrayLike) -> Ints:
     """Triangles (2 Q, 3) of `quads` (Q, 4), split from the first to the third corner; quad q gives 2q, 2q+1.
 
-    After a subdivision step the split runs from an old vertex to a face centre, so a mirror-symmetric quad mesh
-    keeps mirror-symmetric triangles.
+    After a subdivision step the split runs from an old vertex to a face centre, so a mirror-symmetric quad
+    mesh keeps mirror-symmetric triangles.
     """
     faces = np.asarray(quads, dtype=np.int64)
     return faces[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)

@@ -1,0 +1,91 @@
+"""The file of a face model: safetensors with a SHA-256 beside it, and how the shipped one is unpacked.
+
+The shipped model keeps its shape bases on a coarse quad mesh as 16-bit floats and its albedo on the finest
+level's vertices as 8-bit numbers with scales, a tenth of the size of the tensors that are used.
+"""
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from facelab.errors import ModelFileError, ParameterError
+from facelab.subdivision import catmull_clark, triangulate
+
+
+def write_digest(path: Path, data: bytes) -> None:
+    """Write the SHA-256 of `data` beside `path`, in the format of the sha256sum command."""
+    digest = hashlib.sha256(data).hexdigest()
+    path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
+
+
+def read_checked(path: Path, must_have_digest: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file after comparing its SHA-256."""
+    beside = path.with_name(path.name + ".sha256")
+    if not path.is_file():
+        raise ModelFileError(f"There is no face model at {path}; give another path, or build it again.")
+    data = path.read_bytes()
+    if beside.is_file():
+        if hashlib.sha256(data).hexdigest() != beside.read_text().split()[0]:
+            raise ModelFileError(f"{path} is damaged or changed: its SHA-256 is not that in {beside.name}.")
+    elif must_have_digest:
+        raise ModelFileError(f"{beside} is missing; restore it from the repository.")
+    try:
+        tensors = load(data)
+        (length,) = struct.unpack_from("<Q", data)
+        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, struct.error, ValueError) as error:
+        raise ModelFileError(f"{path} is not a complete safetensors file ({error}); get it again.") from error
+    return tensors, header
+
+
+def decode(tensors: dict[str, Tensor], name: str, rows: int | None = None) -> Tensor:
+    """A stored tensor; `name.scale` turns 8-bit numbers into reflectance, `rows` keeps the first vertices."""
+    tensor = tensors[name]
+    if name + ".scale" in tensors:
+        tensor = tensor[:, :rows].float() * tensors[name + ".scale"][:, None, :]
+    if tensor.dtype in (torch.uint16, torch.int16, torch.int32):
+        tensor = tensor.long()
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def refine(tensors: dict[str, Tensor], subdivisions: int) -> dict[str, Any]:
+    """The shipped model at one level of detail: subdivide cage and UV, pick the level's index tables."""
+    if subdivisions not in (0, 1, 2):
+        raise ParameterError(f"The face model has 0, 1 or 2 subdivisions, not {subdivisions}.")
+    quads, uv_quads = tensors["quads"].numpy().astype(np.int64), tensors["uv_quads"].numpy().astype(np.int64)
+    shape = torch.cat([tensors["mean"][None], tensors["identity_basis"], tensors["expression_basis"]])
+    columns = shape.double().permute(1, 0, 2).flatten(1).numpy()
+    uv = tensors["uv"].double().numpy()
+    for _ in range(subdivisions):
+        fine, fine_uv = catmull_clark(quads, len(columns)), catmull_clark(uv_quads, len(uv))
+        columns, quads = fine.matrix @ columns, fine.quads
+        uv, uv_quads = fine_uv.matrix @ uv, fine_uv.quads
+    shape = torch.from_numpy(columns).float().unflatten(1, (len(shape), 3)).permute(1, 0, 2).contiguous()
+    v, k = len(columns), len(tensors["identity_basis"])
+    parts: dict[str, Any] = {
+        "mean": shape[0],
+        "identity_basis": shape[1 : 1 + k],
+        "expression_basis": shape[1 + k :],
+        "triangles": torch.from_numpy(triangulate(quads)),
+        "uv": torch.from_numpy(uv).float(),
+        "uv_triangles": torch.from_numpy(triangulate(uv_quads)),
+        "triangle_region": tensors["quad_region"].repeat_interleave(2 * 4**subdivisions),
+        "mirror": decode(tensors, "mirror")[:v],
+        "albedo_mean": decode(tensors, "albedo_mean")[:v],
+    }
+    sigmas = ("identity_sigma", "expression_sigma", "albedo_sigma")
+    for name in (*sigmas, "actions", "people_identity", "people_albedo"):
+        parts[name] = decode(tensors, name)
+    for name in ("albedo_basis", "details"):
+        parts[name] = decode(tensors, name, v)
+    for name in ("mouth_cap", "landmark_triangles", "landmark_weights", "contour_rows"):
+        parts[name] = decode(tensors, f"{name}.{subdivisions}")
+    return parts
