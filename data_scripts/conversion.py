@@ -157,7 +157,7 @@ def complete(landmarks: Landmarks, vertices: Array, triangles: Array) -> Landmar
 # --- finishing ----------------------------------------------------------------------------------------------
 
 
-def orient_outward(vertices: Array, triangles: Array) -> bool:
+def faces_outward(vertices: Array, triangles: Array) -> bool:
     """Whether the triangles are counter-clockwise from outside.
 
     A head, or a mask of its front, bulges away from its centroid, so outward normals point away from it.
@@ -183,7 +183,8 @@ def contour_rows(vertices: Array, triangles: Array, skin: Array, jaw: Array) -> 
         if not len(candidates):
             continue
         forwards = vertices[candidates, 2] - outward[candidates]
-        step = (ROW_STEPS * (forwards - forwards.min()) / (np.ptp(forwards) + 1e-6)).astype(int)
+        edges = np.linspace(forwards.min(), forwards.max(), ROW_STEPS + 1)[1:-1]
+        step = np.digitize(forwards, edges)
         for s in np.unique(step):
             inside = candidates[step == s]
             rows[k, s] = inside[np.argmin(np.abs(vertices[inside, 1] - y))]
@@ -240,7 +241,7 @@ def finish(parts: Parts) -> MorphableModel:
     the middle of the front of the head (the centroid of the vertices within 95 mm of the nose tip).
     """
     check_parts(parts)
-    order = [0, 1, 2] if orient_outward(parts.mean, parts.triangles) else [0, 2, 1]
+    order = [0, 1, 2] if faces_outward(parts.mean, parts.triangles) else [0, 2, 1]
     mean, triangles = parts.mean.astype(np.float64), parts.triangles[:, order].astype(np.int64)
     known = {k: (t, np.asarray(weights)[order]) for k, (t, weights) in parts.landmarks.items()}
     require(
@@ -256,10 +257,11 @@ def finish(parts: Parts) -> MorphableModel:
     region = np.zeros(len(triangles)) if parts.triangle_region is None else parts.triangle_region
     skin = np.zeros(len(mean), dtype=bool)
     skin[triangles[region == REGIONS.index("skin")]] = True
-    flat = parts.expression.reshape(len(parts.expression), mean.size).astype(np.float64)
-    actions = [
-        np.linalg.lstsq(flat @ flat.T, flat @ shape.reshape(-1))[0] for shape in parts.actions.values()
-    ]
+    actions = None
+    if parts.actions:
+        flat = parts.expression.reshape(len(parts.expression), mean.size).astype(np.float64)
+        shapes = np.stack([shape.reshape(-1) for shape in parts.actions.values()])
+        actions = np.linalg.lstsq(flat @ flat.T, flat @ shapes.T)[0].T
     plain = np.tile(SKIN_LINEAR_RGB, (len(mean), 1))
     return MorphableModel(
         mean=tensor(mean),
@@ -275,7 +277,7 @@ def finish(parts: Parts) -> MorphableModel:
         landmark_triangles=tensor([t for t, _ in known.values()], np.int64),
         landmark_weights=tensor([weights for _, weights in known.values()]),
         contour_rows=tensor(contour_rows(mean, triangles, skin, points[:17]), np.int64),
-        actions=tensor(actions or None),
+        actions=tensor(actions),
         action_names=tuple(parts.actions),
         name=parts.name,
         metadata={"terms": parts.terms},

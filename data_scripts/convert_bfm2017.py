@@ -57,7 +57,7 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(existing_file(path), "r") as file:
             yield file
-    except OSError as problem:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as problem:  # h5py on damage
         raise ModelFileError(f"{path} is not a complete HDF5 file: download it again.") from problem
 
 

@@ -18,12 +18,12 @@ Kept:   300 identity and 100 expression components. The jaw, a joint in FLAME, b
 """
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from conversion import Array, Landmarks, Parts, command_line, existing_file, finish, require
-from numpy._core.multiarray import _reconstruct, scalar
 from scipy.sparse import csc_matrix
 
 from facelab.errors import ModelFileError
@@ -41,40 +41,51 @@ EMBEDDINGS = (
 
 
 class Record:
-    """Stands for a chumpy array or a sparse matrix of the pickle: holds its attributes, does nothing."""
+    """Stands for whatever the pickle builds: holds what it was made from, and does nothing."""
+
+    args: tuple[Any, ...] = ()
+    state: Any = None
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
 
     def __setstate__(self, state: Any) -> None:
-        require(isinstance(state, dict), "The pickle holds an object in an unknown form.")
         self.state = state
 
 
+class ArrayRecord(Record):
+    """numpy's _reconstruct: the state is (version, shape, dtype, Fortran order, bytes or list of objects)."""
+
+
+class BufferRecord(Record):
+    """numpy's _frombuffer (pickle protocol 5): the arguments are bytes, dtype, shape, order."""
+
+
+class ObjectRecord(Record):
+    """A chumpy array or a sparse matrix: the state is its dictionary of attributes."""
+
+
 def _rebuild(kind: type, base: type, state: Any) -> Record:
-    """copyreg._reconstructor, for records only."""
-    require(kind is Record and base is object, "The pickle tries to build an unknown object.")
-    return Record()
+    """copyreg._reconstructor."""
+    require(issubclass(kind, Record), "The pickle tries to build an unknown object.")
+    return kind()
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """_codecs.encode, through which Python 3 writes byte strings in old protocols."""
+    """_codecs.encode, through which Python 3 writes bytes in old protocols."""
     require(encoding == "latin1", "The pickle holds text in an unknown encoding.")
     return text.encode("latin1")
 
 
-def _frombuffer(data: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> Array:
-    """How numpy writes arrays in pickle protocol 5."""
-    return np.frombuffer(data, dtype=dtype).reshape(shape, order=order)
-
-
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and inert records, and refuses every other class or function by name."""
+    """Reads arrays as inert records, and refuses every class or function that is not listed."""
 
     allowed = {  # noqa: RUF012
-        ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype,
-        ("multiarray", "_reconstruct"): _reconstruct, ("multiarray", "scalar"): scalar,
-        ("numeric", "_frombuffer"): _frombuffer,
-        ("scipy.sparse.csc", "csc_matrix"): Record, ("scipy.sparse._csc", "csc_matrix"): Record,
-        ("chumpy.ch", "Ch"): Record, ("copyreg", "_reconstructor"): _rebuild, ("_codecs", "encode"): _encode,
-        ("builtins", "object"): object, ("builtins", "set"): set,
+        ("numpy", "ndarray"): Record, ("numpy", "dtype"): Record, ("multiarray", "scalar"): Record,
+        ("multiarray", "_reconstruct"): ArrayRecord, ("numeric", "_frombuffer"): BufferRecord,
+        ("scipy.sparse.csc", "csc_matrix"): ObjectRecord, ("scipy.sparse._csc", "csc_matrix"): ObjectRecord,
+        ("chumpy.ch", "Ch"): ObjectRecord, ("builtins", "object"): Record, ("builtins", "set"): Record,
+        ("copyreg", "_reconstructor"): _rebuild, ("_codecs", "encode"): _encode,
     }  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
@@ -88,6 +99,32 @@ class ArrayUnpickler(pickle.Unpickler):
         return self.allowed[short, name]
 
 
+def _array(raw: bytes | str, dtype: Record, shape: tuple[int, ...], order: str) -> Array:
+    """Numbers from their bytes; a dtype is the record of a code ("f8") with the byte order in its state."""
+    code, byte_order = dtype.args[0], dtype.state[1] if dtype.state else "="
+    require(
+        re.fullmatch("[biuf][1248]", code) and byte_order in "<>|=", f"The file holds an array of {code}."
+    )
+    data = raw.encode("latin1") if isinstance(raw, str) else raw  # str: the bytes of Python 2
+    return np.frombuffer(data, dtype=byte_order + code).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _plain(value: Any) -> Any:
+    """A record as the array (or, in .npy files, the dictionary) it stands for."""
+    if isinstance(value, ArrayRecord):
+        _, shape, dtype, fortran, raw = value.state
+        order = "F" if fortran else "C"
+        return _plain(raw[0]) if isinstance(raw, list) else _array(raw, dtype, shape, order)
+    if isinstance(value, BufferRecord):
+        return _array(*value.args)
+    if isinstance(value, ObjectRecord):
+        if "x" in value.state:
+            return _plain(value.state["x"])
+        parts = [_plain(value.state[key]) for key in ("data", "indices", "indptr")]
+        return csc_matrix(tuple(parts), shape=value.state["_shape"]).toarray()
+    return {str(key): _plain(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+
+
 def read_arrays(path: str | Path) -> dict[str, Any]:
     """The dictionary in a .pkl, .npz or .npy (pickled dictionary) file, without executing anything."""
     file_path = existing_file(path)
@@ -98,14 +135,13 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
         with open(file_path, "rb") as stream:
             if file_path.suffix == ".npy":
                 _skip_npy_header(stream)
-            data = ArrayUnpickler(stream, encoding="latin1").load()
+            data = _plain(ArrayUnpickler(stream, encoding="latin1").load())
+        require(isinstance(data, dict), f"{path} does not hold a dictionary of arrays: it is another file.")
+        return data
     except ModelFileError:
         raise
     except Exception as problem:  # a damaged or hostile pickle can raise anything
         raise ModelFileError(f"{path} cannot be read as arrays ({problem}): download it again.") from problem
-    data = data.item() if isinstance(data, np.ndarray) and data.size == 1 else data
-    require(isinstance(data, dict), f"{path} does not hold a dictionary of arrays: it is another file.")
-    return {str(key): _plain(value) for key, value in data.items()}
 
 
 def _skip_npy_header(stream: BinaryIO) -> None:
@@ -113,16 +149,6 @@ def _skip_npy_header(stream: BinaryIO) -> None:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     require(read(stream)[2].hasobject, "The .npy file holds numbers instead of a dictionary.")
-
-
-def _plain(value: Any) -> Any:
-    """A record as the array it stands for."""
-    if not isinstance(value, Record):
-        return value
-    if "x" in value.state:
-        return np.asarray(value.state["x"])
-    parts = [value.state.get(key) for key in ("data", "indices", "indptr")]
-    return csc_matrix(tuple(parts), shape=value.state.get("_shape")).toarray()
 
 
 def jaw_opening(vertices: Array, data: dict[str, Any]) -> Array:

@@ -507,6 +507,17 @@ def test_flame_reads_embeddings_of_51_points(head: dict[str, np.ndarray], tmp_pa
         convert_flame.read_embedding(path)
 
 
+def test_flame_reads_arrays_of_python_2(tmp_path: Path) -> None:
+    """Opcode by opcode, because Python 3 no longer writes byte strings (opcode U) of this kind."""
+    dtype = b"cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x02K\x01\x86"
+    numbers = np.array([[1.5], [-2e300]])
+    path = tmp_path / "two.pkl"
+    path.write_bytes(b"\x80\x02}U\x01a" + array + dtype + b"\x89U\x10" + numbers.tobytes() + b"tbs.")
+    found = convert_flame.read_arrays(path)
+    assert list(found) == ["a"] and np.array_equal(found["a"], numbers)
+
+
 def test_flame_does_not_execute_pickles(head: dict[str, np.ndarray], tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     evil = Evil(str(mark))
