@@ -1,0 +1,149 @@
+import math
+
+import pytest
+import torch
+
+from facelab import checks
+from facelab.checks import CheckFailedError, Exercise, check, describe, exercises, register
+from facelab.errors import FacelabError
+
+# Answers as a learner would write them, with no help from facelab.
+
+
+def project(points, rotation, translation, focal, principal):
+    x, y, z = (points @ rotation.T + translation).unbind(-1)
+    return torch.stack([principal[0] - focal * x / z, principal[1] + focal * y / z, -z], -1)
+
+
+def cross(a, b):
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+def barycentric(points, triangle):
+    a, b, c = triangle
+    areas = [cross(b - points, c - points), cross(c - points, a - points), cross(a - points, b - points)]
+    return torch.stack(areas, -1) / cross(b - a, c - a)
+
+
+def z_buffer(screen, triangles, height, width):
+    index = torch.full((height, width), -1)
+    nearest = torch.full((height, width), math.inf, dtype=screen.dtype)
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    centres = torch.stack([columns, rows], -1).to(screen) + 0.5
+    for t, corners in enumerate(triangles):
+        w = barycentric(centres, screen[corners, :2])
+        depth = 1 / (w / screen[corners, 2]).sum(-1)
+        wins = (w >= 0).all(-1) & (depth < nearest)
+        index[wins], nearest[wins] = t, depth[wins]
+    return index, nearest
+
+
+def sh_basis(normals):
+    x, y, z = normals.unbind(-1)
+    c0, c1, c2, c3, c4 = (math.sqrt(k / math.pi) for k in (1 / 4, 3 / 4, 15 / 4, 5 / 16, 15 / 16))
+    terms = [c0 + 0 * x, c1 * y, c1 * z, c1 * x, c2 * x * y, c2 * y * z]
+    return torch.stack([*terms, c3 * (3 * z**2 - 1), c2 * x * z, c4 * (x**2 - y**2)], -1)
+
+
+def gauss_newton(residuals, jacobian):
+    return torch.linalg.solve(jacobian.T @ jacobian, -jacobian.T @ residuals)
+
+
+def pca(population, count):
+    mean = population.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov(population.T))
+    order = values.argsort(descending=True)[:count]
+    return mean, -vectors[:, order].T, values[order].sqrt()
+
+
+ANSWERS = {
+    "project points with a perspective camera": project,
+    "barycentric coordinates": barycentric,
+    "z-buffer of two triangles": z_buffer,
+    "SH basis": sh_basis,
+    "Gauss-Newton step": gauss_newton,
+    "PCA of a population": pca,
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_right_answers_pass(name, capsys):
+    check(name, ANSWERS[name], seed=1)
+    assert capsys.readouterr().out.startswith(f"✓ {name}")
+
+
+def test_a_float32_answer_and_lists_pass():
+    check("SH basis", lambda n: sh_basis(n).float())
+    check("Gauss-Newton step", lambda r, j: gauss_newton(r, j).tolist())
+    check("PCA of a population", lambda x, k: list(pca(x, k)))
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_every_listed_mistake_is_recognised(name):
+    for message, wrong in exercises()[name].mistakes.items():
+        with pytest.raises(CheckFailedError) as caught:
+            check(name, wrong)
+        assert message in str(caught.value) and "Hint: " in str(caught.value)
+
+
+SH = "SH basis"
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        (SH, lambda n: None, "did you forget"),
+        (SH, lambda n: "nine", "Return a tensor, not str"),
+        (SH, lambda n: sh_basis(n).T, r"\(9, 40\) but should be \(40, 9\) \(transposed\?\)"),
+        (SH, lambda n: sh_basis(n)[:, :8], r"\(40, 8\) but should be \(40, 9\)"),
+        (SH, lambda n: sh_basis(n).long(), "should be floating point"),
+        (SH, lambda n: sh_basis(n) / (n[:, :1] > 0), "values are NaN or infinite"),
+        (SH, lambda n: -sh_basis(n), "The sign is wrong"),
+        (SH, lambda n: 3 * sh_basis(n), "3 times the right ones"),
+        (SH, lambda n: sh_basis(n) * torch.tensor([1, 1, 1, 1, 1, 1, 2, 1, 1]), "Only column 6 is wrong"),
+        (SH, lambda n: torch.zeros(40, 9), "100 % of the values are wrong; the worst, at"),
+        (SH, lambda n: (sh_basis(n), n.zero_())[0], "changed in place"),
+        ("PCA of a population", lambda x, k: pca(x, k)[:2], "Return 3 tensors, not 2"),
+        ("PCA of a population", lambda x, k: (*pca(x, k)[:2], torch.ones(k)), "Result 2: "),
+        ("z-buffer of two triangles", lambda *a: (z_buffer(*a)[0].float(), z_buffer(*a)[1]), "whole numbers"),
+        (
+            "z-buffer of two triangles",
+            lambda *a: (z_buffer(*a)[0], z_buffer(*a)[1].nan_to_num(posinf=0)),
+            r"Result 1: .*NaN or infinite where they should not be, or the reverse",
+        ),
+        (
+            "z-buffer of two triangles",
+            lambda *a: (z_buffer(*a)[0].roll(1), z_buffer(*a)[1]),
+            r"% of the values differ; first at",
+        ),
+    ],
+)
+def test_messages_say_what_is_wrong(name, wrong, message):
+    with pytest.raises(CheckFailedError, match=message):
+        check(name, wrong)
+
+
+def test_exceptions_of_the_learner_are_not_hidden():
+    def unwritten(normals):
+        raise NotImplementedError
+
+    with pytest.raises(NotImplementedError):
+        check(SH, unwritten)
+
+
+def test_unknown_exercise_and_description():
+    with pytest.raises(FacelabError, match=r"choose from .*SH basis"):
+        check("quantum", sh_basis)
+    text = describe("z-buffer of two triangles")
+    assert "★★★☆☆" in text and "15 minutes" in text and "face index" in text
+
+
+def test_another_exercise_can_be_registered():
+    double = Exercise("double", "f(x) -> 2 x", lambda x: 2 * x, lambda g: (torch.rand(3, generator=g),), 1, 1)
+    register(double)
+    try:
+        check("double", lambda x: x + x)
+        with pytest.raises(CheckFailedError, match=r"0\.5 times the right ones"):
+            check("double", lambda x: x)
+    finally:
+        del checks._EXERCISES["double"]
