@@ -25,6 +25,8 @@ DARK_HAIR, BLOND_HAIR, RED_HAIR, GREY_HAIR = (
     np.array(rgb, np.float32)
     for rgb in ([0.012, 0.009, 0.007], [0.16, 0.095, 0.045], [0.11, 0.04, 0.015], [0.22, 0.18, 0.145])
 )
+BEARD_CUTS = ("shaven", "stubble", "full", "moustache", "goatee")
+BEARD_CHANCES = (0.45, 0.25, 0.14, 0.06, 0.10)
 MOUTH_LINE = np.array([0.045, 0.015, 0.012], np.float32)
 LASHES = np.array([0.020, 0.014, 0.012], np.float32)
 TABLE = PigmentTable()
@@ -142,7 +144,7 @@ def _lips(
 ) -> tuple[Map, Map]:
     """Lips have a thin epidermis with little melanin and more blood."""
     lips = np.clip(maps.lips + 0.3 * maps.noise(rng, 1.5) * maps.lips * (1 - maps.lips), 0, 1)
-    redness = rng.normal(1.5, 0.25) + 0.35 * person.feminine * abs(rng.normal(0, 0.6))
+    redness = rng.normal(1.4, 0.35) + 0.6 * person.feminine * abs(rng.normal(0, 0.6))
     tone = rng.normal(-0.35 + 0.20 * person.african, 0.18)
     texture = maps.noise(rng, 0.6)
     return melanin + lips * (tone + 0.05 * texture), blood + lips * redness * (1 + 0.04 * texture)
@@ -167,11 +169,19 @@ def _wrinkles(rng: np.random.Generator, maps: SkinMaps, person: Person) -> Map:
 
 
 def _beard(rng: np.random.Generator, maps: SkinMaps, person: Person) -> Map:
-    """Coverage by beard: mostly none or a shadow, seldom full."""
-    amount = (1 - person.feminine) * np.clip(0.9 * rng.beta(1.1, 2.8) * (1 - 0.35 * person.asian), 0, 0.85)
+    """Coverage by beard: shaven, stubble, or one of three cuts over a shadow."""
+    growth = (1 - person.feminine) * (1 - 0.35 * person.asian)
+    shadow, density = rng.uniform(0.0, 0.18), rng.uniform(0.45, 0.85)
+    cut = BEARD_CUTS[rng.choice(len(BEARD_CUTS), p=BEARD_CHANCES)]
+    if cut == "stubble":
+        beard = 2.5 * shadow * maps.beard["full"]
+    else:
+        beard = shadow * maps.beard["full"]
+        if cut != "shaven":
+            beard = np.maximum(beard, density * maps.beard[cut])
     hairs = np.clip(0.6 + 0.20 * maps.noise(rng, 0.25) + 0.08 * maps.noise(rng, 0.6), 0, 1.3)
     patches = np.clip(1 + 0.25 * maps.noise(rng, 9.0), 0.2, 1.5)
-    return np.clip(amount * maps.beard * hairs * patches, 0, 0.92)
+    return np.clip(growth * beard * hairs * patches, 0, 0.92)
 
 
 def _brows(rng: np.random.Generator, maps: SkinMaps, person: Person) -> Map:
@@ -181,11 +191,11 @@ def _brows(rng: np.random.Generator, maps: SkinMaps, person: Person) -> Map:
     falls again, the brow thins, and the hairs turn from upright to lying along it.
     """
     feminine = person.feminine
-    count = int(420 * np.clip(rng.normal(0.95 - 0.2 * feminine, 0.2), 0.4, 1.5))
-    thickness = np.clip(rng.normal(6.1 - 1.7 * feminine, 0.9), 3.0, 9.0)
-    arch = 7 * rng.normal(0.7 + 0.25 * feminine, 0.22)
-    start, height, length = rng.normal([11.5, 53.0, 38.0], [1.3, 1.2, 2.2])
-    hair_length = np.clip(rng.normal(6.5 - 1.0 * feminine, 0.9), 3.5, 9.0)
+    count = int(420 * np.clip(rng.normal(0.95 - 0.2 * feminine, 0.3), 0.3, 1.8))
+    thickness = np.clip(rng.normal(6.1 - 1.7 * feminine, 1.4), 2.5, 10.0)
+    arch = 7 * rng.normal(0.7 + 0.25 * feminine, 0.32)
+    start, height, length = rng.normal([11.5, 53.0, 38.0], [2.0, 1.8, 3.5])
+    hair_length = np.clip(rng.normal(6.5 - 1.0 * feminine, 1.2), 3.5, 10.0)
     points = []
     for side in (-1, 1):
         t = rng.random(count) ** 0.9
@@ -200,7 +210,7 @@ def _brows(rng: np.random.Generator, maps: SkinMaps, person: Person) -> Map:
         y = (centre + offset)[:, None] + step_along * np.sin(angle)[:, None]
         points.append(np.stack([side * x, y], -1).reshape(-1, 2))
     hairs = maps.strokes(np.concatenate(points), 0.7, 0.4)
-    opacity = np.clip(rng.normal(0.92, 0.06), 0, 0.97)
+    opacity = np.clip(rng.normal(0.88, 0.10), 0.5, 0.97)
     return opacity * (1 - np.exp(-hairs))
 
 

@@ -58,7 +58,7 @@ class SkinMaps:
         self.frontal = (x, y, self.valid & (z > -75) & (normals[row, column, 2] > 0.15))
         self._locate = self._frontal_to_texel()
         self.region = self._regions()
-        self.beard = self._beard_region()
+        self.beard = self._beard_regions()
         rng = np.random.default_rng(seed)
         self._noise = {scale: [self._noise_tile(rng, scale) for _ in range(2)] for scale in NOISE_SCALES}
 
@@ -79,14 +79,18 @@ class SkinMaps:
             "jaw": expit((-45 - self.y) / 8) * expit((-30 - self.z) / 8),
         }
 
-    def _beard_region(self) -> Map:
+    def _beard_regions(self) -> dict[str, Map]:
+        """Where beards of different cuts grow, as shares of the densest growth."""
         jaw = expit((-26 - self.y - 0.25 * np.maximum(self.side - 30, 0)) / 3)
         moustache = 0.95 * expit((-13 - self.y) / 2) * expit((30 - self.side) / 3)
         sideburns = 0.8 * expit((self.side - 52) / 5) * expit((6 - self.y) / 6)
         bare_cheek = 1 - 0.45 * self.bump(40, -22, 12, 9)
         under_lip = 1 - 0.6 * self.bump(0, -46, 7, 3)
-        everywhere = np.clip(jaw + moustache + sideburns, 0, 1) * expit((5 - self.z) / 5)
-        return everywhere * np.clip(1 - 1.3 * self.lips, 0, 1) * bare_cheek * under_lip
+        full = np.clip(jaw + moustache + sideburns, 0, 1) * expit((5 - self.z) / 5)
+        full *= np.clip(1 - 1.3 * self.lips, 0, 1) * bare_cheek * under_lip
+        above_mouth = expit((self.y + 32) / 1.5)
+        goatee = full * expit((29 - self.side) / 2.5) * expit((self.z + 62) / 5)
+        return {"full": full, "moustache": goatee * above_mouth, "goatee": goatee}
 
     def _distances_to_openings(self) -> tuple[Map, Map]:
         holes, count = ndimage.label(~self.valid)

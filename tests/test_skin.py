@@ -123,7 +123,7 @@ def maps(toy: dict[str, np.ndarray]) -> SkinMaps:
 
 
 def test_regions_are_mirror_symmetric_and_in_range(maps: SkinMaps) -> None:
-    for name, region in {**maps.region, "beard": maps.beard, "eye": maps.eye_distance / 300}.items():
+    for name, region in {**maps.region, **maps.beard, "eye": maps.eye_distance / 300}.items():
         assert region.shape == (SIZE, SIZE)
         assert region.min() >= 0, name
         assert 0.3 < region.max() <= 1 + 1e-6, name
@@ -143,7 +143,7 @@ def test_regions_lie_where_they_belong(maps: SkinMaps) -> None:
         > height(region["perioral"])
         > height(region["chin"])
     )
-    assert maps.beard[maps.valid & (maps.y > 30) & (maps.side < 45)].max() < 0.05
+    assert maps.beard["full"][maps.valid & (maps.y > 30) & (maps.side < 45)].max() < 0.05
     assert (maps.eye_distance[maps.valid] > 0).all()
     assert (maps.eye_distance == 0).any()
 
@@ -200,7 +200,7 @@ def test_anatomy_shows(maps: SkinMaps) -> None:
     lips = (maps.lips > 0.9) & maps.valid & (maps.mouth_distance > 4)
     cheek = (maps.region["cheek"] > 0.6) & maps.valid
     brow = maps.valid & (abs(maps.side - 28) < 8) & (abs(maps.y - 58) < 3)
-    jaw = maps.valid & (maps.beard > 0.8)
+    jaw = maps.valid & (maps.beard["full"] > 0.8)
     shadow = {0.0: [], 1.0: []}
     for gender in [0.0, 1.0] * 10:
         diffuse, _ = sample_skin(rng, maps, (0, 0, 1), gender, 0.2)
