@@ -358,7 +358,7 @@ def write_bfm2009(path: Path, head: dict[str, np.ndarray], **changed: np.ndarray
         "shapeMU": head["vertices"].reshape(-1, 1) * 1e3, "shapePC": orthonormal(2, 0),
         "shapeEV": np.array([[9e5], [4e5]]), "texMU": np.tile([200.0, 128.0, 90.0], V)[:, None],
         "texPC": orthonormal(2, 1), "texEV": np.array([[300.0], [100.0]]),
-        "tl": head["triangles"][:, [0, 2, 1]] + 1.0, "segbin": np.zeros((V, 4)),
+        "tl": head["triangles"][:, [1, 0, 2]] + 1.0, "segbin": np.zeros((V, 4)),
     } | changed  # fmt: skip
     scipy.io.savemat(path, data)
     return data
