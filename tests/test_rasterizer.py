@@ -371,6 +371,30 @@ def test_antialiased_rectangle_is_exact(behind: float) -> None:
     assert gradient[[0, 3], 0].sum().item() == pytest.approx(-1)
 
 
+@pytest.mark.parametrize(
+    ("near", "far", "expected"),
+    [
+        (
+            (4, 20.3, 1.0),
+            (4, 20.45, 1.0),
+            [1, 1, 0.45, 0],
+        ),  # two ends between two pixels: the outermost counts
+        ((20.1, 28, 0.5), (4, 20.3, 1.0), [1, 1, 0.55, 0.5]),  # the far sheet's end is hidden by the near one
+        ((4, 28, 0.5), (4, 20.3, 1.0), [0.5, 0.5, 0.5, 0.5]),
+    ],
+)
+def test_silhouettes_that_are_hidden_do_not_count(near: tuple, far: tuple, expected: list[float]) -> None:
+    """Sheets (left edge, right edge, brightness) at depths 5 and 6; expected are pixels 18 to 21 of a row."""
+    sheets = [[[a, 3, z], [b, 3, z], [b, 15, z], [a, 15, z]] for (a, b, _), z in ((near, 5), (far, 6))]
+    screen = torch.tensor(sheets, dtype=torch.float64).view(8, 3)
+    colour = torch.tensor([near[2]] * 4 + [far[2]] * 4, dtype=torch.float64)[:, None]
+    triangles = torch.tensor([[0, 2, 1], [0, 3, 2], [4, 6, 5], [4, 7, 6]])
+    faces = rasterize(screen, triangles, 20, 30)
+    bright, depth = interpolate(screen, triangles, faces, colour)
+    image = antialias(bright, depth, faces, screen, triangles)[0]
+    assert image[10, 18:22].tolist() == pytest.approx(expected)
+
+
 def test_gradients_of_antialiasing() -> None:
     """Also at the outline of one ball before the other; the image's own gradient passes through."""
     screen, triangles = two_balls(1, 16, 14, seed=9)
