@@ -395,6 +395,26 @@ def test_silhouettes_that_are_hidden_do_not_count(near: tuple, far: tuple, expec
     assert image[10, 18:22].tolist() == pytest.approx(expected)
 
 
+def test_outline_of_a_sheet_that_recedes_from_it() -> None:
+    """As at an eyelid: the rim at x = 20.3 is nearer than the surface it ends."""
+    places = [[4, 3, 9], [20.3, 3, 5], [20.3, 15, 5], [4, 15, 9]]
+    screen, triangles = torch.tensor(places, dtype=torch.float64), torch.tensor([[0, 2, 1], [0, 3, 2]])
+    faces = rasterize(screen, triangles, 20, 30)
+    white, depth = interpolate(screen, triangles, faces, torch.ones(4, 1, dtype=torch.float64))
+    image = antialias(white, depth, faces, screen, triangles)[0]
+    assert image[10, 18:22].tolist() == pytest.approx([1, 1, 0.3, 0])
+
+
+def test_a_surface_thinner_than_a_pixel_changes_nothing_where_it_is_not_seen() -> None:
+    sheets = [[[a, 3, z], [b, 3, z], [b, 15, z], [a, 15, z]] for a, b, z in ((20.1, 20.4, 5), (4, 28, 6))]
+    screen = torch.tensor(sheets, dtype=torch.float64).view(8, 3)
+    triangles = torch.tensor([[0, 2, 1], [0, 3, 2], [4, 6, 5], [4, 7, 6]])
+    faces = rasterize(screen, triangles, 20, 30)
+    ramp, depth = interpolate(screen, triangles, faces, screen[:, :1])
+    soft = antialias(ramp, depth, faces, screen, triangles)
+    assert torch.equal(soft[0, 6:12, 10:24], ramp[0, 6:12, 10:24])
+
+
 def test_gradients_of_antialiasing() -> None:
     """Also at the outline of one ball before the other; the image's own gradient passes through."""
     screen, triangles = two_balls(1, 16, 14, seed=9)
@@ -493,7 +513,7 @@ def test_backends_that_cannot_be_used() -> None:
     with pytest.raises(FacelabError, match="no backend 'opengl'"):
         rasterize(screen, triangles, 10, 10, backend="opengl")
     if not importlib.util.find_spec("pytorch3d"):
-        with pytest.raises(FacelabError, match="not installed"):
+        with pytest.raises(FacelabError, match="install it"):
             rasterize(screen, triangles, 10, 10, backend="pytorch3d")
     if importlib.util.find_spec("numba"):
         with pytest.raises(FacelabError, match="CPU"):
@@ -508,5 +528,5 @@ def test_auto_falls_back_to_torch_without_numba(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(backends, "_load", lambda name: missing if name == "numba" else original(name))
     assert backends.choose("auto", torch.device("cpu")) is torch_backend
     assert torch.equal(rasterize(screen, triangles, 10, 10), expected)
-    with pytest.raises(FacelabError, match="not installed"):
+    with pytest.raises(FacelabError, match="install it"):
         rasterize(screen, triangles, 10, 10, backend="numba")

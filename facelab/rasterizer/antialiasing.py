@@ -158,22 +158,29 @@ def _crossings(screen: Tensor, surface: Tensor, silhouettes: _Silhouettes, axis:
     a, b, c = points[:, low][:, edge], points[:, high][:, edge], points[:, silhouettes.opposite][:, edge]
     part = (line + 0.5 - a[other]) / (b - a)[other]
     along = torch.lerp(a[axis], b[axis], part)
-    depth = 1 / torch.lerp(1 / a[2], 1 / b[2], part)
-    side = ((c - a)[axis] * (b - a)[other] - (c - a)[other] * (b - a)[axis]).sign()
+    near = torch.lerp(1 / a[2], 1 / b[2], part)  # 1 / depth, linear on the screen
+    area = (c - a)[axis] * (b - a)[other] - (c - a)[other] * (b - a)[axis]
+    slope = ((1 / c[2] - 1 / a[2]) * (b - a)[other] - (c - a)[other] * (1 / b[2] - 1 / a[2])) / area
+    side = area.sign()
     before = (along - 0.5).floor()  # the last pixel whose centre is not after the crossing
     valid = ((before >= 0) & (before < n_along - 1) & (side != 0)).nonzero().squeeze(1)
-    edge, line, along, depth, side, before = (v[valid] for v in (edge, line, along, depth, side, before))
+    edge, line, along, near, slope, side, before = (
+        v[valid] for v in (edge, line, along, near, slope, side, before)
+    )
 
-    # The outline is seen if the outer pixel shows something behind it, and the inner pixel does not
+    # The outline is seen if the outer pixel shows something behind it, and the inner pixel does not show
+    # anything behind the surface, which may come nearer or recede from the outline to the pixel
     image = silhouettes.image[edge]
     inner = line * line_step + (before.long() + (side > 0)) * step
     outer = line * line_step + (before.long() + (side < 0)) * step
     flat, first = surface.reshape(-1), image * height * width
-    behind = depth * (1 + DEPTH_TOLERANCE)
-    visible = (flat[first + outer] > behind) & (flat[first + inner] <= behind)
+
+    centre = torch.where(side > 0, before + 1.5, before + 0.5)
+    least = torch.minimum(near, near + slope * (centre - along)).clamp(min=1e-12)
+    limit = 1 + DEPTH_TOLERANCE
+    visible = (flat[first + outer] * near > limit) & (flat[first + inner] * least <= limit)
 
     # Where several silhouettes pass between two pixels, the outermost is seen
-    centre = torch.where(side > 0, before + 1.5, before + 0.5)
     distance = torch.where(visible, (centre - along) * side, -1)
     pair = 2 * (first + outer) + (side > 0)
     outermost = distance.new_full((2 * flat.shape[0],), 0).scatter_reduce_(0, pair, distance, "amax")

@@ -15,10 +15,10 @@ BEST_FIRST = {"cpu": ("numba", "torch"), "cuda": ("pytorch3d", "torch")}
 
 
 @cache
-def _load(name: str) -> ModuleType | ImportError:
+def _load(name: str) -> ModuleType | Exception:
     try:
         return importlib.import_module(f".{name}_backend", __package__)
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # missing, unfit, no cache folder
         return error
 
 
@@ -33,8 +33,8 @@ def choose(name: str, device: torch.device, known: tuple[str, ...] = ALL) -> Mod
     if name not in known:
         raise FacelabError(f"There is no backend {name!r} for this; choose auto, {', '.join(known)}.")
     module = _load(name)
-    if isinstance(module, ImportError):
-        raise FacelabError(f"The backend {name!r} is not installed ({module}); install it or choose 'auto'.")
+    if isinstance(module, Exception):
+        raise FacelabError(f"The backend {name!r} fails here ({module}); install it or choose 'auto'.")
     if name == "numba" and device.type != "cpu":
         raise FacelabError(f"The numba backend needs tensors on the CPU, not on {device}; choose 'auto'.")
     return module
