@@ -128,6 +128,17 @@ def project(rows: Floats, basis: Floats, sigma: Floats, weights: Floats) -> Floa
     return rows.reshape(len(rows), -1) @ scaled.T / sigma**2
 
 
+def mirror_half(coefficients: Floats, basis: Floats, mirror: Ints, flip: Floats) -> Floats:
+    """The coefficients (N, K) with every second person mirrored, as if half of them faced a mirror.
+
+    What is one-sided in the sources (painted masks, target files) then has no favourite side.
+    """
+    parity = np.sign((basis * flip * basis[:, mirror]).sum((1, 2)))
+    mirrored = coefficients.copy()
+    mirrored[1::2] *= parity
+    return mirrored
+
+
 def build_shape(count: int = PEOPLE, seed: int = SEED) -> Shape:
     """Sample `count` heads and facial actions and decompose them."""
     base = read_base_mesh()
@@ -152,6 +163,7 @@ def build_shape(count: int = PEOPLE, seed: int = SEED) -> Shape:
     deviations = (shapes - mean) / np.float32(np.sqrt(count))
     identity_basis, identity_sigma = symmetric_pca(deviations, weights, cage.mirror, FLIP, IDENTITY)
     people_coefficients = project(shapes - mean, identity_basis, identity_sigma, weights)
+    people_coefficients = mirror_half(people_coefficients, identity_basis, cage.mirror, FLIP)
     total = 0.5 * ((deviations**2).sum((0, 2)) + (deviations**2).sum((0, 2))[cage.mirror])
     kept = (identity_sigma**2).sum() / (total @ area)
     print(f"  identity: RMS {np.sqrt(total @ area):.2f} mm, {kept:.2%} of the variance kept")
@@ -226,7 +238,7 @@ def draw_maps(shape: Shape, levels: list[Level], uv: Floats, uv_triangles: Ints,
     """UV maps of the mean face's skin at the finest level."""
     fine = levels[-1]
     skin = np.isin(np.repeat(fine.region, 2), [REGIONS.index("skin"), REGIONS.index("lips")])
-    tip = fine.vertices[shape.cage.nose_tip]
+    tip = shape.mean[shape.cage.nose_tip]
     return draw_uv_maps(fine.vertices, fine.triangles[skin], uv, uv_triangles[skin], tip, size)
 
 
@@ -286,9 +298,11 @@ def build_albedo(fine: Level, colours: NDArray[np.float16], components: int = AL
     print(f"  albedo: {components} components keep {kept:.1%} of the variance")
     chosen = np.linspace(0, count - 1, DETAILS).astype(int)
     coefficients = project(deviations, basis, sigma, weights)
-    smooth = np.maximum(mean + np.tensordot(coefficients[chosen], basis, 1), 0.01)
-    details = ((mean + deviations[chosen]) / smooth - 1).clip(-0.9, 1.5)
-    return Albedo(mean, basis, details, coefficients)
+    smooth = mean + np.tensordot(coefficients[chosen], basis, 1)
+    missed = mean + deviations[chosen] - smooth
+    # A share of almost nothing (the blue of dark skin) would colour other skins: not of less than the floor.
+    details = (missed / np.maximum(smooth, [0.06, 0.06, 0.06, 0.015])).clip(-0.9, 0.25)
+    return Albedo(mean, basis, details, mirror_half(coefficients, basis, fine.mirror, flip))
 
 
 # --- file ---------------------------------------------------------------------------------------------------
@@ -327,7 +341,7 @@ def model_tensors(shape: Shape, levels: list[Level], albedo: Albedo) -> dict[str
         "details.scale": details_scale,
     }
     for n, level in enumerate(levels):
-        positions = landmark_positions() + level.vertices[cage.nose_tip]
+        positions = landmark_positions() + shape.mean[cage.nose_tip]
         triangles, weights = locate_landmarks(level, positions)
         tensors[f"landmark_triangles.{n}"] = triangles.astype(np.int32)
         tensors[f"landmark_weights.{n}"] = weights

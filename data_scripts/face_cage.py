@@ -107,7 +107,7 @@ def crop_face(base: BaseMesh, mean: Floats, lips: Floats) -> Cage:
     height, depth = centre[:, 1], centre[:, 2]
     side = (depth > -112) & (height > -66) & (height < np.interp(depth, [-112, -95, -60], [50, 55, 85]))
     side |= (depth > -84) & (height < 0) & (height > -100)
-    usable = (base.part == "head") & ~painted(read_mask("ears"))
+    usable = (base.part == "head") & (depth > -114) & ~painted(read_mask("ears"))
     usable &= (base.uv[base.uv_quads][..., 0] > 0.6).all(1)
     twin = mirror_quads(quads, base.mirror)  # the painted masks are not quite symmetric
     usable &= usable[twin]

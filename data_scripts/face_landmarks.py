@@ -36,7 +36,7 @@ class Level:
 
 
 def landmark_positions() -> Floats:
-    """The committed 68 positions (68, 3) in mm relative to the tip of the mean's nose, symmetric."""
+    """The committed 68 positions (68, 3) in mm relative to the tip of the cage's nose, symmetric."""
     table = json.loads(Path(__file__).with_name("landmarks68.json").read_text())
     return np.array(table["positions_mm"], np.float32)
 

@@ -16,8 +16,8 @@ from scipy.ndimage import map_coordinates
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
-WINDOW_CENTRE = (0.9245, 0.48317)  # (u, v) in the wheel's UV square
-WINDOW_HALF = 0.1440
+WINDOW_CENTRE = (0.9310, 0.48317)  # (u, v) in the wheel's UV square
+WINDOW_HALF = 0.1505
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class UvMaps:
     Only facial skin and lips are drawn (`valid`); the rest of a map is zero.
     """
 
-    position: Floats  # (S, S, 3) mm on the mean face, relative to the tip of its nose
+    position: Floats  # (S, S, 3) mm on the mean face, relative to the tip of the cage's nose
     normal: Floats  # (S, S, 3) unit
     valid: NDArray[np.bool_]  # (S, S)
     masks: dict[str, Floats]  # the wheel's painted masks in [0, 1]: lips, eyelids, face, ears, inside-mouth

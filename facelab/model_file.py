@@ -53,7 +53,7 @@ def decode(tensors: dict[str, Tensor], name: str, rows: int | None = None) -> Te
         tensor = tensor[:, :rows].float() * tensors[name + ".scale"][:, None, :]
     if tensor.dtype in (torch.uint16, torch.int16, torch.int32):
         tensor = tensor.long()
-    return tensor.float() if tensor.is_floating_point() else tensor
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def refine(tensors: dict[str, Tensor], subdivisions: int) -> dict[str, Any]:

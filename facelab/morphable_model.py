@@ -169,8 +169,9 @@ class MorphableModel:
     ) -> "MorphableModel":
         """Load a model file; None means the open model that ships with facelab.
 
-        The shipped model is kept on a coarse quad mesh and refined by `subdivisions` (0, 1 or 2: 2,574,
-        10,106 or 40,050 vertices) Catmull-Clark steps; other files hold triangles and are taken as they are.
+        The shipped model is kept on a coarse quad mesh and refined by `subdivisions` (0, 1 or 2: about
+        2,600, 10,000 or 40,000 vertices) Catmull-Clark steps. Other files hold triangles; they are taken as
+        they are.
         Raises ModelFileError if the file is missing, truncated, of a wrong structure, or does not have the
         SHA-256 written in the file beside it (`<name>.sha256`; the shipped model must have one).
         """
