@@ -43,8 +43,8 @@ OUT_DIR = "../runs/20_rasterizer"
 
 # %%
 PRESETS = {
-    "tiny": {"size": 96, "sphere": 3, "radii": 9, "pose_steps": 60, "model": 0},
-    "quick": {"size": 160, "sphere": 4, "radii": 65, "pose_steps": 150, "model": 1},
+    "tiny": {"size": 96, "sphere": 3, "radii": 9, "pose_steps": 160, "model": 0},
+    "quick": {"size": 160, "sphere": 4, "radii": 65, "pose_steps": 200, "model": 1},
     "full": {"size": 240, "sphere": 5, "radii": 129, "pose_steps": 400, "model": 2},
 }
 if PRESET not in PRESETS:
@@ -862,7 +862,7 @@ start_shift = torch.tensor([0.0, 0.0, -600.0], device=DEVICE)
 def recover(mask_function) -> tuple[Tensor, Tensor, list[float]]:
     """Adam on three angles (rad) and a translation (mm), with a rate per unit; the loss at each step."""
     angles, shift = start_angles.clone().requires_grad_(), start_shift.clone().requires_grad_()
-    optimiser = torch.optim.Adam([{"params": [angles], "lr": 0.02}, {"params": [shift], "lr": 2.0}])
+    optimiser = torch.optim.Adam([{"params": [angles], "lr": 0.05}, {"params": [shift], "lr": 4.0}])
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, P["pose_steps"], 0.0)
     losses = []
     for _ in range(P["pose_steps"]):
