@@ -22,11 +22,10 @@ from face_landmarks import Level, contour_rows, landmark_positions, locate_landm
 from face_painter import Painter
 from makehuman import Population, read_base_mesh, read_expressions, read_mask, sample_population
 from numpy.typing import NDArray
-from safetensors.numpy import save
 from tqdm import tqdm
 from uv_maps import UvMaps, draw_uv_maps
 
-from facelab.model_file import write_digest
+from facelab.model_file import write_model
 from facelab.morphable_model import DEFAULT_MODEL, REGIONS, sample_actions
 from facelab.subdivision import Subdivision, catmull_clark, triangulate
 
@@ -380,11 +379,10 @@ def main() -> None:
         "regions": json.dumps(REGIONS),
         "action_names": json.dumps(list(shape.actions)),
     }
-    data = save(model_tensors(shape, levels, albedo), header)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_bytes(data)
-    write_digest(args.out, data)
-    print(f"{args.out}: {len(data) / 1e6:.1f} MB in {time.perf_counter() - start:.0f} s")
+    tensors = {name: torch.from_numpy(part) for name, part in model_tensors(shape, levels, albedo).items()}
+    write_model(args.out, tensors, header)
+    size = args.out.stat().st_size / 1e6
+    print(f"{args.out}: {size:.1f} MB in {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -13,15 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
 from facelab.errors import ModelFileError, ParameterError
 from facelab.subdivision import catmull_clark, triangulate
 
 
-def write_digest(path: Path, data: bytes) -> None:
-    """Write the SHA-256 of `data` beside `path`, in the format of the sha256sum command."""
+def write_model(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Write tensors and header, and beside them the SHA-256 in the format of the sha256sum command.
+
+    The header is kept under one key, because safetensors writes several in random order.
+    """
+    data = save(tensors, {"facelab": json.dumps(header, sort_keys=True)})
+    path.write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
 
@@ -40,7 +45,8 @@ def read_checked(path: Path, must_have_digest: bool) -> tuple[dict[str, Tensor],
     try:
         tensors = load(data)
         (length,) = struct.unpack_from("<Q", data)
-        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        header = json.loads(metadata.get("facelab", "{}"))
     except (SafetensorError, struct.error, ValueError) as error:
         raise ModelFileError(f"{path} is not a complete safetensors file ({error}); get it again.") from error
     return tensors, header

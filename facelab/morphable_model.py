@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from facelab.errors import ModelFileError, ParameterError
-from facelab.model_file import decode, read_checked, refine, write_digest
+from facelab.model_file import decode, read_checked, refine, write_model
 
 REGIONS = ("skin", "lips", "lids", "eyes", "interior", "teeth")
 DEFAULT_MODEL = Path(__file__).parent / "data" / "face_model.safetensors"
@@ -199,9 +198,7 @@ class MorphableModel:
             "regions": json.dumps(self.regions),
             "action_names": json.dumps(self.action_names),
         }
-        data = save_tensors(tensors, header)
-        Path(path).write_bytes(data)
-        write_digest(Path(path), data)
+        write_model(Path(path), tensors, header)
 
     def _tensors(self) -> dict[str, Tensor]:
         parts = {f.name: getattr(self, f.name) for f in fields(self)}

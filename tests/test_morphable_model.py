@@ -343,6 +343,8 @@ def test_save_and_load(cage: MorphableModel, tiny: MorphableModel, tmp_path: Pat
                 continue
             assert torch.allclose(getattr(back, name), tensor, atol=1e-6), name
         assert (back.name, back.regions, back.action_names) == (model.name, model.regions, model.action_names)
+        back.save(tmp_path / "again.safetensors")
+        assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
 def test_damaged_files(tmp_path: Path) -> None:
