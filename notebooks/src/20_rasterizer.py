@@ -17,7 +17,6 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -30,7 +29,9 @@ from facelab.colour import linear_to_srgb
 from facelab.geometry import vertex_normals
 from facelab.metrics import pose_error_degrees
 from facelab.morphable_model import MorphableModel
+from facelab.parameters import ParameterLayout
 from facelab.rasterizer import antialias, interpolate, rasterize
+from facelab.viewer import ParameterSliders
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 80, "image.interpolation": "nearest", "axes.titlesize": 10})
@@ -782,7 +783,7 @@ def draw_face(pitch: float = 0.0, yaw: float = 25.0, roll: float = 0.0) -> tuple
     return face_index, attributes, depth[0]
 
 
-def zoom_in(pitch: float, yaw: float, roll: float, factor: float = 24.0) -> Tensor:
+def zoom_in(pitch: float, yaw: float, roll: float, factor: float = 14.0) -> Tensor:
     """(H, W, 3): the barycentric weights as red, green and blue, magnified around the eye on the right."""
     view = camera.look([float(np.deg2rad(angle)) for angle in (pitch, yaw, roll)])
     screen = view.project(face)
@@ -819,22 +820,24 @@ show_face()
 print(f"{len(triangles)} triangles, {int((draw_face()[0] >= 0).sum())} covered pixels")
 
 # %% [markdown]
-# Turn it. (The sliders need a running kernel; the picture above is what the callback draws.)
+# Turn it: pitch, yaw and roll. (The sliders need a running kernel; without one you see the first picture.)
+
 
 # %%
-sliders = {
-    "pitch": ipywidgets.FloatSlider(0, min=-40, max=40, step=5, continuous_update=False),
-    "yaw": ipywidgets.FloatSlider(25, min=-90, max=90, step=5, continuous_update=False),
-    "roll": ipywidgets.FloatSlider(0, min=-45, max=45, step=5, continuous_update=False),
-}
+def turn(angles: Tensor, quick: bool = False) -> Tensor:
+    """Normals beside albedo, (3, H, 2 W), for the head turned by (pitch, yaw, roll) in radians."""
+    face_index, attributes, _ = draw_face(*angles.rad2deg().tolist())
+    normals = (attributes[3:6] + 1) / 2 * (face_index >= 0)
+    return torch.cat([normals, linear_to_srgb(attributes[:3])], -1)
 
 
-def on_slider(pitch: float, yaw: float, roll: float) -> None:
-    show_face(pitch, yaw, roll)
-    plt.show()
+ParameterSliders(
+    ParameterLayout(rotation=3),
+    turn,
+    start=torch.tensor([0.0, 25.0, 0.0]).deg2rad(),
+    ranges={"rotation": (-90, 90)},
+)
 
-
-_ = ipywidgets.interact(on_slider, **sliders)
 # %% [markdown]
 # ## 10 · Recover a pose from a silhouette
 #

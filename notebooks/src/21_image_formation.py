@@ -19,7 +19,6 @@ import json
 import math
 from pathlib import Path
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -44,6 +43,8 @@ from facelab.illumination import (
 from facelab.image_formation import Picture, normalised_coordinates, render, render_attributes, shade_vertices
 from facelab.metrics import geometry_rmse_mm, photometric_rmse
 from facelab.morphable_model import MorphableModel
+from facelab.parameters import ParameterLayout
+from facelab.viewer import ParameterSliders
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 80, "image.interpolation": "nearest", "axes.titlesize": 10})
@@ -877,53 +878,37 @@ plt.tight_layout()
 #
 # ## 9 · Play with it
 #
-# Everything in one figure, with sliders. Try to find a light that makes dark and light skin look alike, and
-# watch the highlights give it away.
-
+# Four groups of sliders: where the lamp is (azimuth, elevation), how strong lamp and surroundings are, how
+# shiny and how dark the skin is (first albedo coefficient, in standard deviations). From left to right:
+# picture, diffuse shading, highlights × 4. Try to find a light that makes dark and light skin look alike,
+# and watch the highlights give it away. (Without a running kernel you see the first picture.)
 
 # %%
-def relight(
-    azimuth: float = 40,
-    elevation: float = 25,
-    lamp: float = 1.2,
-    ambient: float = 0.5,
-    shininess: float = 24,
-    skin_sd: float = 0.0,
-) -> Picture:
-    """The turned face under a lamp; `skin_sd`: first albedo coefficient in standard deviations."""
+layout = ParameterLayout(direction=2, strength=2, shininess=1, skin=1)
+
+
+def relight(theta: Tensor, quick: bool = False) -> Tensor:
+    """(3, H, 3 W) from a vector in the order of `layout`; angles in radians."""
+    (azimuth, elevation), (lamp, ambient), (shininess,), (skin_sd,) = (
+        part.tolist() for part in layout.split(theta).values()
+    )
     beta = torch.zeros(len(model.albedo_basis), device=DEVICE)
     beta[0] = skin_sd
-    diffuse, specular = model.albedo(beta)
+    azimuth, elevation = math.degrees(azimuth), math.degrees(elevation)
     light = lamp_light(shininess, lamp, azimuth=azimuth, elevation=elevation, ambient=ambient)
-    return draw(light, turned, diffuse, specular)
+    made = draw(light, turned, *model.albedo(beta))
+    highlights = linear_to_srgb(4 * made.specular)
+    return torch.cat([made.image, linear_to_srgb(made.shading / 2), highlights], -1)
 
 
-def on_light(**settings: float) -> None:
-    made = relight(**settings)
-    show(
-        {
-            "picture": made.image,
-            "shading": linear_to_srgb(made.shading / 2),
-            "highlights × 4": linear_to_srgb(4 * made.specular),
-        },
-        3,
-    )
-
-
-on_light(azimuth=-60, elevation=30, lamp=1.5, ambient=0.3, shininess=40, skin_sd=-1.0)
-
-# %%
-ranges = {
-    "azimuth": (-180, 180, 10, 40), "elevation": (-80, 80, 10, 25), "lamp": (0.0, 4.0, 0.1, 1.2),
-    "ambient": (0.0, 2.0, 0.1, 0.5), "shininess": (2, 128, 2, 24), "skin_sd": (-2.5, 2.5, 0.25, 0.0),
-}  # fmt: skip
-_ = ipywidgets.interact(
-    on_light,
-    **{
-        key: ipywidgets.FloatSlider(value, min=low, max=high, step=step, continuous_update=False)
-        for key, (low, high, step, value) in ranges.items()
-    },
+ParameterSliders(
+    layout,
+    relight,
+    start=torch.tensor([math.radians(-60), math.radians(30), 1.5, 0.3, 40.0, -1.0]),
+    ranges={"direction": (-180, 180), "strength": (0, 4), "shininess": (2, 128), "skin": (-2.5, 2.5)},
+    angles=("direction",),
 )
+
 # %% [markdown]
 # **What you have now.** An image formation that you can differentiate in every parameter, and a map of what
 # it cannot tell you: focal length and distance, albedo and light, highlight and light skin. Notebook 30
