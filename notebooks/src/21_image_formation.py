@@ -870,11 +870,11 @@ plt.grid(alpha=0.3)
 plt.tight_layout()
 
 # %% [markdown]
-# At low shininess diffuse light swallows the highlight whole. And if the albedo may change as well, the
-# rest can be painted on as a light spot on the forehead and the nose: the albedo of many published models,
-# built from photographs, contains exactly those. Three things separate the two: sharpness, motion (a
-# highlight moves over the skin when head or lamp turns; paint does not) and **colour** (skin is reddish, a
-# highlight has the lamp's colour).
+# At low shininess diffuse light swallows nearly the whole highlight. And if the albedo may change as well,
+# the rest can be painted on as a light spot on the forehead and the nose: the albedo of many published
+# models, built from photographs, contains exactly those. Three things separate the two: sharpness, motion
+# (a highlight moves over the skin when head or lamp turns; paint does not) and **colour** (skin is reddish,
+# a highlight has the lamp's colour).
 #
 # ## 9 · Play with it
 #
