@@ -117,8 +117,10 @@ def random_view(model: MorphableModel, person: Person, generator: torch.Generato
     )
     light = random_light(generator)
     picture = render(vertices, model.triangles, camera, light, diffuse, specular, SIZE, SIZE, antialias=True)
-    face = picture.linear[:, picture.mask[0]]
-    exposure = draw(generator, 0.12, 0.30) / (LUMINANCE @ face).mean().clamp(min=1e-3)
+    # A camera meters partly on the face and partly on all else: dark skin stays darker than light skin.
+    face, grey = picture.linear[:, picture.mask[0]], 0.2 * picture.shading[:, picture.mask[0]]
+    metered = ((LUMINANCE @ face).mean() * (LUMINANCE @ grey).mean()).clamp(min=1e-6).sqrt()
+    exposure = draw(generator, 0.12, 0.30) / metered
     background = srgb_to_linear(random_background(generator))
     linear = torch.where(picture.mask, exposure * picture.linear, background)
     pixels = (linear_to_srgb(linear.clamp(0, 1)) * 255).round().byte().permute(1, 2, 0).numpy()

@@ -43,11 +43,13 @@ HAEMOGLOBIN_MOLAR_MASS = 64500.0
 BLOOD_OXYGEN_SATURATION = 0.75
 
 EUMELANIN_AT_500 = 678.0  # Jacques 1998: 6.6e11 * 500**-3.33
-EUMELANIN_SLOPE = 2.8  # flatter than Jacques' 3.33, towards in-vivo spectra: 3.33 turns dark skin orange
+EUMELANIN_SLOPE = (
+    2.5  # flatter than Jacques' 3.33, which turns dark skin orange (see the test with Monk's tones)
+)
 EPIDERMIS_CM = 0.006
 EPIDERMIS_PATH = 2.0  # diffuse light crosses a layer obliquely: twice the thickness on average, each way
 INTERNAL_REFLECTION = 3.25  # (1 + r) / (1 - r) with r = 0.53, tissue of index 1.4 against air
-HORNY_LAYER_REFLECTANCE = 0.025  # scattered back above the melanin, so the floor of the darkest skin
+HORNY_LAYER_REFLECTANCE = 0.03  # scattered back above the melanin, so the floor of the darkest skin
 
 # CIE D65, relative power, every 10 nm from 400 to 700.
 D65 = np.array([

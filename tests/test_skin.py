@@ -85,6 +85,18 @@ def test_light_tones_differ_in_yellowness_more_than_in_redness() -> None:
     assert 50 < lightness.min() < lightness.max() < 70
 
 
+@pytest.mark.parametrize(("tone", "code"), [(6, "a07e56"), (7, "825c43"), (8, "604134"), (9, "3a312a")])
+def test_dark_tones_pass_near_the_monk_scale(tone: int, code: str) -> None:
+    """Some melanin and blood come within 5.5 CIELAB units of the darker Monk Skin Tones (2019, as sRGB)."""
+    srgb = np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)]) / 255
+    wanted = pigment.linear_rgb_to_lab(((srgb + 0.055) / 1.055) ** 2.4)
+    melanin, blood = np.geomspace(0.02, 0.45, 60)[:, None], np.geomspace(0.002, 0.03, 20)
+    colours = pigment.linear_rgb_to_lab(
+        pigment.reflectance_to_linear_rgb(pigment.skin_reflectance(melanin, blood))
+    )
+    assert np.linalg.norm(colours - wanted, axis=-1).min() < 5.5, tone
+
+
 def test_table_equals_the_spectral_model() -> None:
     rng = np.random.default_rng(0)
     melanin, blood, red = rng.uniform(0.01, 0.4, 200), rng.uniform(0.002, 0.09, 200), 0.17
