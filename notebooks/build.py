@@ -63,8 +63,19 @@ def execute(notebook: nbformat.NotebookNode) -> None:
     NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        for output in cell.get("outputs", []):
+        if cell.cell_type != "code":
+            continue
+        merged: list[nbformat.NotebookNode] = []
+        for output in cell.outputs:
             output.get("metadata", {}).pop("execution", None)
+            # a widget is alive only in its own session; its picture and text stay
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+            same = merged and output.output_type == "stream" and merged[-1].get("name") == output.name
+            if same:  # a stream arrives in chunks that depend on timing
+                merged[-1].text += output.text
+            else:
+                merged.append(output)
+        cell.outputs = merged
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
 
 

@@ -29,7 +29,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for the results (default: runs/<name of the photo>)")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    out = (arguments.out or Path("runs") / (Path(arguments.photo).stem if arguments.photo else "astronaut")).resolve()
+    name = Path(arguments.photo).stem if arguments.photo else "astronaut"
+    out = (arguments.out or Path("runs") / name).resolve()
     photo = str(Path(arguments.photo).resolve()) if arguments.photo else ""
     try:
         if photo:
@@ -49,7 +50,8 @@ def main() -> int:
             progress_bar=True,
         )
     except PapermillExecutionError as error:
-        print(f"{error.ename}: {error.evalue}\nThe notebook up to the error: {out / NOTEBOOK.name}", file=sys.stderr)
+        print(f"{error.ename}: {error.evalue}", file=sys.stderr)
+        print(f"The notebook up to the error: {out / NOTEBOOK.name}", file=sys.stderr)
         return 1
     print(f"Done in {time.perf_counter() - start:.0f} s. In {out}:")
     for path in sorted(p for p in out.iterdir() if p.is_file()):

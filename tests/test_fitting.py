@@ -158,19 +158,22 @@ def test_landmarks_alone_are_met_and_better_than_the_mean_face(cage: MorphableMo
 
 
 @pytest.mark.parametrize("seed", [5, 6])
-def test_photometric_fit_recovers_a_rendered_face(cage: MorphableModel, seed: int) -> None:
-    model = cage.truncate(20, 10, 20)
+def test_photometric_fit_recovers_a_rendered_face(seed: int) -> None:
+    """Landmarks off by several pixels, as a detector's are on drawings: the colours must overrule them."""
+    model = MorphableModel.load(subdivisions=1).truncate(20, 10, 20)
     true = some_estimate(model, seed, strength=0.9)
     image, landmarks = draw(model, true, SMALL)
+    landmarks = landmarks + 2 * torch.randn(68, 2, generator=torch.Generator().manual_seed(seed))
     first = fit_landmarks(model, [landmarks], SMALL)[0]
-    fit = fit_photos([image], [landmarks], model, SMALL)[0]
+    settings = replace(SMALL, levels=((60, 0, 4), (120, 1, 6)))
+    fit = fit_photos([image], [landmarks], model, settings)[0]
     truth = model.vertices(true.identity, true.expression)
     error = float(metrics.geometry_rmse_mm(fit.vertices(), truth))
-    assert error < float(metrics.geometry_rmse_mm(first.vertices(), truth))
-    assert error < 0.8 * float(metrics.geometry_rmse_mm(model.mean, truth))
+    assert error < 0.5 * float(metrics.geometry_rmse_mm(first.vertices(), truth))
+    assert error < 0.35 * float(metrics.geometry_rmse_mm(model.mean, truth))
     picture = fit.render()
     assert float(metrics.photometric_rmse(picture.image, image, picture.mask > 0.5)) < 8
-    assert float(metrics.pose_error_degrees(fit.estimate.rotation, true.rotation)) < 3
+    assert float(metrics.pose_error_degrees(fit.estimate.rotation, true.rotation)) < 1.5
 
 
 def test_several_photographs_share_one_identity(cage: MorphableModel) -> None:

@@ -26,7 +26,6 @@ from facelab.geometry import vertex_normals
 from facelab.illumination import SphericalHarmonicsLight, sh_basis
 from facelab.image_formation import Picture, render
 from facelab.methods.residuals import (
-    ROBUST_SCALE,
     SHARED,
     Estimate,
     VertexBases,
@@ -51,13 +50,15 @@ class Settings:
     identity: int = 80
     expression: int = 64
     albedo: int = 80
-    landmark_sigma: float = 2.0  # px at 240
-    jaw_sigma: float = 4.0  # px at 240: detectors guess the jaw along its line
-    colour_sigma: float = 0.05  # sRGB
-    observations: float = 1000.0  # N: independent colour observations in a face
+    landmark_sigma: tuple[float, float] = (1.5, 6.0)  # px at 240: least and most; estimated in between
+    jaw_factor: float = 2.0  # jaw points are less certain: detectors guess them along the jaw's line
+    landmark_outlier: float = 5.0  # in sigmas: beyond, a landmark is more and more ignored
+    colour_sigma: tuple[float, float] = (0.008, 0.12)  # sRGB: least and most; estimated in between
+    colour_outlier: float = 3.0  # in sigmas: hair, glasses and cast shadows are further off
+    observations: tuple[float, float] = (150.0, 5000.0)  # N where colour_sigma is 0.06, and at most
     light_chroma_sigma: float = 0.15  # coloured light is rare, coloured skin is not
     landmark_iterations: int = 12
-    levels: tuple[tuple[int, int, int], ...] = ((60, 0, 6), (120, 1, 6), (240, 1, 4))
+    levels: tuple[tuple[int, int, int], ...] = ((60, 0, 4), (60, 0, 4), (120, 1, 5), (240, 1, 4))
     """(size in pixels, subdivisions of the mesh, iterations), coarse to fine."""
 
 
@@ -151,6 +152,46 @@ class View:
 
     landmarks: Tensor  # (68, 2) px of the crop
     image: Tensor | None = None  # (3, S, S) sRGB at the size that is compared; None: landmarks only
+    landmark_sigma: float = 1.2  # px at 240
+    colour_sigma: float = 0.1  # what the model is expected not to explain, sRGB
+
+
+def observe(
+    bases: VertexBases, estimate: Estimate, landmarks: Tensor, image: Tensor, settings: Settings
+) -> View:
+    """A photograph with the noise of its landmarks and colours, estimated around the present estimate.
+
+    A photograph with hair, glasses and cast shadows is explained less well than a rendered face, and its
+    colours deserve less trust against its landmarks; of a picture that the model explains well, they deserve
+    more than a detector does. Medians of the residuals' lengths, as standard deviations of normal vectors.
+    """
+    size, level = settings.size, image.shape[-1]
+    points, _ = bases.landmark_residuals(estimate, estimate.camera(settings.focal * size, size), landmarks)
+    colours, _, _ = bases.photometric_residuals(
+        estimate, estimate.camera(settings.focal * level, level), image, jacobian=False
+    )
+    low, high = settings.landmark_sigma
+    pixels = float(points[17:].norm(dim=-1).median()) * 240 / size / 1.177
+    dark, light = settings.colour_sigma
+    spread = float(colours.norm(dim=-1).median()) / 1.538
+    return View(landmarks, image, min(max(pixels, low), high), min(max(spread, dark), light))
+
+
+def independent_observations(colour_sigma: float, settings: Settings) -> float:
+    """N: how many independent colours a face is worth.
+
+    Small residuals are pixel noise, independent from pixel to pixel; large ones are hair, shadows and
+    highlights, whole regions that err together. So N falls with the square of the residuals' size.
+    """
+    count, most = settings.observations
+    return min(count * (0.06 / colour_sigma) ** 2, most)
+
+
+def landmark_sigmas(sigma: float, settings: Settings) -> Tensor:
+    """Standard deviation of each landmark in pixels of the crop (68, 1), from that of an inner one at 240."""
+    result = torch.full((68, 1), sigma * settings.size / 240)
+    result[JAW] *= settings.jaw_factor
+    return result
 
 
 @dataclass(frozen=True)
@@ -200,20 +241,22 @@ class Problem:
         size = settings.size
         camera = estimate.camera(settings.focal * size, size)
         residual, jacobian = self.bases.landmark_residuals(estimate, camera, view.landmarks)
-        sigma = residual.new_full((68, 1), settings.landmark_sigma * size / 240)
-        sigma[JAW] = settings.jaw_sigma * size / 240
+        sigma = landmark_sigmas(view.landmark_sigma, settings).to(residual)
         scaled = residual / sigma
-        rows = (jacobian / sigma[..., None]).flatten(0, 1)
-        energy = float(scaled.square().sum())
-        hessian, gradient = rows.T @ rows, rows.T @ scaled.flatten()
+        # while there is nothing but landmarks, all of them are believed
+        outlier = float("inf") if view.image is None else settings.landmark_outlier
+        robust = robust_weights(scaled, outlier)
+        energy = float((scaled.square().sum(-1) * robust.sqrt()).sum())
+        root = robust.sqrt()[:, None]
+        rows = (jacobian * (root / sigma)[..., None]).flatten(0, 1)
+        hessian, gradient = rows.T @ rows, rows.T @ (scaled * root).flatten()
         if view.image is not None:
             level = view.image.shape[-1]
             camera = estimate.camera(settings.focal * level, level)
             residual, colour_jacobian, share = self.bases.photometric_residuals(estimate, camera, view.image)
             assert colour_jacobian is not None
-            weight = share * settings.observations / settings.colour_sigma**2
-            # Geman-McClure's penalty |r|²/(1 + |r|²/s²) and the weights that make it a least-squares problem
-            robust = robust_weights(residual)
+            weight = share * independent_observations(view.colour_sigma, settings) / view.colour_sigma**2
+            robust = robust_weights(residual, settings.colour_outlier * view.colour_sigma)
             energy += float((weight * residual.square().sum(-1) * robust.sqrt()).sum())
             root = (weight * robust).sqrt()[:, None]
             rows = (colour_jacobian * root[..., None]).flatten(0, 1)
@@ -302,7 +345,8 @@ def fit_landmarks(
         light = model.mean.new_zeros(9, 3)
         light[0] = 3.0
         estimates.append(Estimate(**zeros, rotation=rotation, translation=translation, light=light))
-    problem = Problem(VertexBases(model), [View(p.to(model.mean)) for p in landmarks], settings)
+    views = [View(p.to(model.mean), landmark_sigma=settings.landmark_sigma[0]) for p in landmarks]
+    problem = Problem(VertexBases(model), views, settings)
     estimates, energies = levenberg_marquardt(problem, estimates, settings.landmark_iterations)
     return [Fit(e, model, settings, energies) for e in estimates]
 
@@ -358,7 +402,10 @@ def fit_photos(
                 replace(e, light=initial_light(bases, e, e.camera(settings.focal * size, size), picture))
                 for e, picture in zip(estimates, smaller)
             ]
-        views = [View(points.to(fine.mean), picture) for points, picture in zip(landmarks, smaller)]
+        views = [
+            observe(bases, estimate, points.to(fine.mean), picture, settings)
+            for points, picture, estimate in zip(landmarks, smaller, estimates)
+        ]
         estimates, more = levenberg_marquardt(Problem(bases, views, settings), estimates, iterations)
         energies += more
         done += iterations
@@ -379,15 +426,15 @@ def fit_adam(image: Tensor, landmarks: Tensor, start: Fit, steps: int = 150, rat
     Returns:
         the fit, with the energy at every step.
     """
-    model, settings, size = start.model, start.settings, start.settings.size
+    model, settings = start.model, start.settings
     layout = unknowns(model)
     step = torch.zeros(layout.size, dtype=model.mean.dtype, device=model.mean.device, requires_grad=True)
     units = {"rotation": 1 / 3, "translation": 30.0}
     unit = layout.join(
         {name: step.new_full((width,), units.get(name, 1.0)) for name, width in layout.sizes.items()}
     )
-    sigma = step.new_full((68, 1), settings.landmark_sigma * size / 240)
-    sigma[JAW] = settings.jaw_sigma * size / 240
+    sigma = landmark_sigmas(settings.landmark_sigma[0], settings).to(step)
+    sigma_c = 0.03  # sRGB; kept, so that the energy is one function from start to end
     adam = torch.optim.Adam([step], lr=rate)
     energies = []
     for _ in range(steps):
@@ -395,10 +442,10 @@ def fit_adam(image: Tensor, landmarks: Tensor, start: Fit, steps: int = 150, rat
         fit = replace(start, estimate=estimate)
         picture = fit.render()
         distance = (picture.image - image).square().sum(0)[picture.mask[0] > 0.5]
-        colours = (distance / (1 + distance / ROBUST_SCALE**2)).mean()
+        colours = (distance / (1 + distance / (settings.colour_outlier * sigma_c) ** 2)).mean()
         chroma = estimate.light - estimate.light.mean(-1, keepdim=True)
         energy = (
-            settings.observations / settings.colour_sigma**2 * colours
+            independent_observations(sigma_c, settings) / sigma_c**2 * colours
             + ((fit.landmarks() - landmarks) / sigma).square().sum()
             + (chroma / settings.light_chroma_sigma).square().sum()
             + estimate.identity.square().sum()

@@ -28,7 +28,6 @@ from facelab.parameters import ParameterLayout
 from facelab.rasterizer import interpolate, rasterize
 
 SHARED = ("identity", "albedo")
-ROBUST_SCALE = 0.1  # sRGB distance at which an observation counts half: hair, glasses and shadows are larger
 
 
 def unknowns(model: MorphableModel) -> ParameterLayout:
@@ -281,9 +280,12 @@ def visible_vertices(
     return torch.nonzero(inside & ~hidden & (facing > min_cosine)).squeeze(1)
 
 
-def robust_weights(residual: Tensor) -> Tensor:
-    """Weight of an observation by its colour distance (N, 3) -> (N,): Geman-McClure's, 1 at 0."""
-    return 1 / (1 + residual.square().sum(-1) / ROBUST_SCALE**2) ** 2
+def robust_weights(residual: Tensor, scale: float) -> Tensor:
+    """Weight of an observation by the length of its residual, (N, D) -> (N,): 1 at 0, 1/4 at `scale`.
+
+    The weights of Geman and McClure's penalty |r|² / (1 + |r|²/s²), which is |r|² times their square root.
+    """
+    return 1 / (1 + residual.square().sum(-1) / scale**2) ** 2
 
 
 def shrink(image: Tensor, size: int) -> Tensor:
