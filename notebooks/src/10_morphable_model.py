@@ -907,8 +907,8 @@ ParameterSliders(layout, draw_person, start=start)
 #
 # ### Twelve people
 #
-# `model.sample` draws identity and albedo *together*, as a real one of the 1,600 people mixed with normal
-# noise (0.3 of the standard deviation): independent normal numbers would put anybody's skin on anybody's
+# `model.sample` draws identity and albedo *together*, as those of one of the 1,600 people mixed with
+# normal noise (0.3 of the standard deviation): independent normal numbers would put anybody's skin on anybody's
 # bones, and a beard on any chin. Expressions are sparse mixtures of one to four actions. All under the same
 # light, from the same camera:
 
@@ -923,8 +923,8 @@ for i in range(12):
 image_grid(sheet, columns=6, inches=1.35)
 
 # %% [markdown]
-# They pass for faces, also for a face detector and a face recogniser: `benchmarks/face_model_plausibility.py`
-# measures that. They do not pass for photographs: no hair, no neck, no ears, no pores that were
+# A face detector finds such faces, and a face recogniser tells them apart;
+# `benchmarks/face_model_plausibility.py` measures how often. They do not pass for photographs: no hair, no neck, no ears, no pores that were
 # measured, no light that travels under the skin.
 #
 # ## 10 · Who is in the model, and who is not
