@@ -908,9 +908,9 @@ ParameterSliders(layout, draw_person, start=start)
 # ### Twelve people
 #
 # `model.sample` draws identity and albedo *together*, as those of one of the 1,600 people mixed with
-# normal noise (0.3 of the standard deviation): independent normal numbers would put anybody's skin on anybody's
-# bones, and a beard on any chin. Expressions are sparse mixtures of one to four actions. All under the same
-# light, from the same camera:
+# normal noise (0.3 of the standard deviation): independent normal numbers would put anybody's skin on
+# anybody's bones, and a beard on any chin. Expressions are sparse mixtures of one to four actions. All
+# under the same light, from the same camera:
 
 # %%
 generator = torch.Generator().manual_seed(SEED + 1)
@@ -924,8 +924,8 @@ image_grid(sheet, columns=6, inches=1.35)
 
 # %% [markdown]
 # A face detector finds such faces, and a face recogniser tells them apart;
-# `benchmarks/face_model_plausibility.py` measures how often. They do not pass for photographs: no hair, no neck, no ears, no pores that were
-# measured, no light that travels under the skin.
+# `benchmarks/face_model_plausibility.py` measures how often. They do not pass for photographs: no hair, no
+# neck, no ears, no pores that were measured, no light that travels under the skin.
 #
 # ## 10 · Who is in the model, and who is not
 #
