@@ -3,7 +3,7 @@
 Pose, shape and expression from 68 landmarks first; then, coarse to fine, colours of visible vertices,
 landmarks and the model's prior together, by Levenberg-Marquardt with the Jacobians of `residuals.py`:
 
-    E = (N / σ_c²) Σ_v ω_v ρ(|c_v - I(u_v)|) + Σ_k w_k |u_k - l_k|² / σ_l² + |α|² + |β|² + |δ|² + E_light
+    E = (N / σ_c²) Σ_v ω_v ρ(|c_v - I(u_v)|) + Σ_k w_k |u_k - l_k|² / σ_l² + |α|² + |β|² + |δ|² + |A γ - b|²
 
 It is a maximum a posteriori estimate: coefficients are in standard deviations, σ_c and σ_l are what we
 expect of colours (sRGB) and of a landmark detector (pixels at 240 px), and N says how many independent
@@ -47,7 +47,7 @@ class Settings:
 
     size: int = 240
     focal: float = 3.5  # in crop widths: a head crop taken from about 0.9 m
-    identity: int = 80
+    identity: int = 128
     expression: int = 64
     albedo: int = 80
     landmark_sigma: tuple[float, float] = (1.5, 6.0)  # px at 240: least and most; estimated in between
@@ -56,9 +56,10 @@ class Settings:
     colour_sigma: tuple[float, float] = (0.008, 0.12)  # sRGB: least and most; estimated in between
     colour_outlier: float = 3.0  # in sigmas: hair, glasses and cast shadows are further off
     observations: tuple[float, float] = (150.0, 5000.0)  # N where colour_sigma is 0.06, and at most
+    exposure: tuple[float, float] = (0.9, 0.3)  # shading of a surface that faces the camera, and its sigma
     light_chroma_sigma: float = 0.15  # coloured light is rare, coloured skin is not
     landmark_iterations: int = 12
-    levels: tuple[tuple[int, int, int], ...] = ((60, 0, 4), (60, 0, 4), (120, 1, 5), (240, 1, 4))
+    levels: tuple[tuple[int, int, int], ...] = ((60, 0, 6), (60, 0, 6), (120, 1, 8), (240, 1, 8))
     """(size in pixels, subdivisions of the mesh, iterations), coarse to fine."""
 
 
@@ -187,6 +188,21 @@ def independent_observations(colour_sigma: float, settings: Settings) -> float:
     return min(count * (0.06 / colour_sigma) ** 2, most)
 
 
+def light_prior(settings: Settings) -> tuple[Tensor, Tensor]:
+    """What is expected of a photograph's light before it is seen: |A γ - b|², A (28, 27), b (28,).
+
+    Its colour is nearly grey, and it was exposed so that a white surface facing the camera would be nearly
+    white in the picture. Without the second, nothing but the average skin would decide between a dark skin in
+    bright light and a light skin in dim light.
+    """
+    chroma = torch.block_diag(*[torch.eye(3) - 1 / 3] * 9) / settings.light_chroma_sigma
+    grey = sh_basis(torch.tensor([0.0, 0.0, 1.0])).repeat_interleave(3) / 3
+    usual, sigma = settings.exposure
+    target = torch.zeros(28)
+    target[27] = usual / sigma
+    return torch.cat([chroma, grey[None] / sigma]), target
+
+
 def landmark_sigmas(sigma: float, settings: Settings) -> Tensor:
     """Standard deviation of each landmark in pixels of the crop (68, 1), from that of an inner one at 240."""
     result = torch.full((68, 1), sigma * settings.size / 240)
@@ -263,10 +279,11 @@ class Problem:
             hessian = hessian + rows.T @ rows
             gradient = gradient + rows.T @ (residual * root).flatten()
             where, light = layout.slice("light"), estimate.light.flatten()
-            chroma = torch.block_diag(*[torch.eye(3) - 1 / 3] * 9).to(light) / settings.light_chroma_sigma**2
-            hessian[where, where] += chroma
-            gradient[where] += chroma @ light
-            energy += float(light @ chroma @ light)
+            rows, target = light_prior(settings)
+            residual = rows.to(light) @ light - target.to(light)
+            hessian[where, where] += rows.T.to(light) @ rows.to(light)
+            gradient[where] += rows.T.to(light) @ residual
+            energy += float(residual.square().sum())
         where = layout.slice("expression")
         hessian[where, where] += torch.eye(layout.sizes["expression"]).to(hessian)
         gradient[where] += estimate.expression
@@ -295,7 +312,9 @@ def levenberg_marquardt(
     Raises:
         ParameterError: the estimates became NaN or infinite.
     """
-    estimates, damping = list(estimates), 1e-3
+    # Damping starts at none: the size of a head and its distance, say, are told apart by the prior alone, and
+    # along such a flat direction any damping that is relative to the stiff ones stops all progress.
+    estimates, damping = list(estimates), 0.0
     system = problem.linearise(estimates)
     energies = [system.energy]
     for _ in range(iterations):
@@ -307,10 +326,10 @@ def levenberg_marquardt(
         trial = problem.move(estimates, step)
         moved = problem.linearise(trial)
         if moved.energy <= system.energy * 1.001:  # other vertices come into sight: allow a little
-            estimates, system, damping = trial, moved, max(damping / 3, 1e-6)
+            estimates, system, damping = trial, moved, damping / 10 if damping > 1e-5 else 0.0
             energies.append(system.energy)
         else:
-            damping *= 10
+            damping = max(10 * damping, 1e-4)
     return estimates, energies
 
 
@@ -434,6 +453,7 @@ def fit_adam(image: Tensor, landmarks: Tensor, start: Fit, steps: int = 150, rat
         {name: step.new_full((width,), units.get(name, 1.0)) for name, width in layout.sizes.items()}
     )
     sigma = landmark_sigmas(settings.landmark_sigma[0], settings).to(step)
+    rows, target = light_prior(settings)
     sigma_c = 0.03  # sRGB; kept, so that the energy is one function from start to end
     adam = torch.optim.Adam([step], lr=rate)
     energies = []
@@ -443,11 +463,10 @@ def fit_adam(image: Tensor, landmarks: Tensor, start: Fit, steps: int = 150, rat
         picture = fit.render()
         distance = (picture.image - image).square().sum(0)[picture.mask[0] > 0.5]
         colours = (distance / (1 + distance / (settings.colour_outlier * sigma_c) ** 2)).mean()
-        chroma = estimate.light - estimate.light.mean(-1, keepdim=True)
         energy = (
             independent_observations(sigma_c, settings) / sigma_c**2 * colours
             + ((fit.landmarks() - landmarks) / sigma).square().sum()
-            + (chroma / settings.light_chroma_sigma).square().sum()
+            + (rows.to(step) @ estimate.light.flatten() - target.to(step)).square().sum()
             + estimate.identity.square().sum()
             + estimate.albedo.square().sum()
             + estimate.expression.square().sum()
