@@ -54,3 +54,7 @@ class MeshError(FacelabError):
 
 class ImageSizeError(FacelabError):
     """An image size is not a pair of positive whole numbers."""
+
+
+class CorpusError(FacelabError):
+    """A corpus on disk is missing, unfinished, damaged, changed, or made with other settings."""

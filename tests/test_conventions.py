@@ -32,8 +32,8 @@ FLOORS = {
     "errors": 0,
     **dict.fromkeys(["camera", "colour", "geometry", "illumination", "metrics", "parameters"], 1),
     **dict.fromkeys(["face_chips", "morphable_model", "networks", "rasterizer", "recognition"], 2),
-    **dict.fromkeys(["model_file", "recognition_weights", "subdivision"], 2),
-    **dict.fromkeys(["image_formation", "photos"], 3),
+    **dict.fromkeys(["distributions", "model_file", "recognition_weights", "subdivision"], 2),
+    **dict.fromkeys(["augmentation", "image_formation", "photo_folders", "photos"], 3),
     **dict.fromkeys(["checks", "corpora", "export", "training", "viewer"], 4),
     **dict.fromkeys(["methods", "scoreboard"], 5),
 }
