@@ -94,10 +94,12 @@ def fit_camera(vertices: Tensor, height: int, width: int, fov_degrees: float = 1
     )
 
 
-def studio_light(dtype: torch.dtype = torch.float32) -> SphericalHarmonicsLight:
+def studio_light(
+    dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> SphericalHarmonicsLight:
     """Soft white light from above and from the image's left, for looking at shapes."""
     sun = directional_to_sh(torch.tensor([-0.4, 0.6, 0.7]), torch.full((3,), 0.75))
-    return SphericalHarmonicsLight((sun + ambient_to_sh(torch.full((3,), 0.25))).to(dtype))
+    return SphericalHarmonicsLight((sun + ambient_to_sh(torch.full((3,), 0.25))).to(device, dtype))
 
 
 def geometry_image(
@@ -111,7 +113,7 @@ def geometry_image(
     """The bare shape in grey (or linear colours (V, 3)) under studio light, on white: (3, H, W)."""
     colour = torch.full_like(vertices, 0.6) if colour is None else colour
     white = vertices.new_ones(3, height, width)
-    light = studio_light(vertices.dtype)
+    light = studio_light(vertices.dtype, vertices.device)
     picture = render(
         vertices, triangles, camera, light, colour, None, height, width, antialias=True, background=white
     )
@@ -169,15 +171,17 @@ def turntable(
     width: int,
     yaws_degrees: Sequence[float] = (-60, -40, -20, 0, 20, 40, 60),
 ) -> list[Tensor]:
-    """Pictures (3, H, W) of the face turned to each yaw about the model's origin, under a light that stays.
+    """Pictures (3, H, W) of the face turned to each yaw about its own middle, under a light that stays.
 
     Other arguments as of `image_formation.render`.
     """
     pictures = []
+    middle = (vertices.amin(0) + vertices.amax(0)) / 2
     for yaw in yaws_degrees:
         turn = euler_to_matrix(vertices.new_tensor([0.0, math.radians(yaw), 0.0]))
-        view = replace(camera, rotation=turn @ camera.rotation)
-        picture = render(vertices, triangles, view, light, diffuse, specular, height, width, antialias=True)
+        turn = camera.rotation.mT @ turn @ camera.rotation  # the yaw is the camera's, not the model's
+        turned = (vertices - middle) @ turn.mT + middle
+        picture = render(turned, triangles, camera, light, diffuse, specular, height, width, antialias=True)
         pictures.append(picture.image.detach().clamp(0, 1))
     return pictures
 
