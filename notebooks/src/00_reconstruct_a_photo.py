@@ -229,6 +229,13 @@ for name, new_light in lamps.items():
     ).image.clamp(0, 1)  # fmt: skip
     relit.append(shown)
     save(f"relit_{name.replace(',', '').replace(' ', '_')}.png", shown)
+row = [large.image, overlay, geometry, albedo, shading]
+row = [torch.nn.functional.interpolate(image[None], (240, 240), mode="area")[0] for image in row]
+image_grid(
+    [*row, views[0], views[-1], *relit[1:]],
+    ["photograph", "estimate over it", "geometry", "albedo", "shading", "turned", "turned", *list(lamps)[1:]],
+    columns=5,
+).savefig(out / "summary.png", dpi=90)
 image_grid(relit, list(lamps))
 
 # %% [markdown]
