@@ -16,13 +16,9 @@ from torch import Tensor
 
 from facelab import rasterizer
 from facelab.camera import PerspectiveCamera
-from facelab.errors import FacelabError
+from facelab.errors import CheckFailedError, FacelabError
 from facelab.geometry import euler_to_matrix, normalise
 from facelab.illumination import sh_basis
-
-
-class CheckFailedError(FacelabError, AssertionError):
-    """The function does not do what the exercise asks."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,3 +58,7 @@ class ImageSizeError(FacelabError):
 
 class CorpusError(FacelabError):
     """A corpus on disk is missing, unfinished, damaged, changed, or made with other settings."""
+
+
+class CheckFailedError(FacelabError, AssertionError):
+    """A learner's function does not do what the exercise asks."""

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from facelab import checks
-from facelab.checks import CheckFailedError, Exercise, check, describe, exercises, register
-from facelab.errors import FacelabError
+from facelab.checks import Exercise, check, describe, exercises, register
+from facelab.errors import CheckFailedError, FacelabError
 
 # Answers as a learner would write them, with no help from facelab.
 
