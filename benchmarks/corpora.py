@@ -38,6 +38,7 @@ def cpu_seconds() -> float:
 def measure(spec: CorpusSpec, count: int, workers: int, device: str) -> dict[str, float]:
     """Build a corpus in a temporary folder and throw it away."""
     with tempfile.TemporaryDirectory() as folder:
+        others = os.getloadavg()[0]
         wall, cpu = time.perf_counter(), cpu_seconds()
         build_corpus(folder, spec, count, shard=8, workers=workers, device=device)
         wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
@@ -46,6 +47,7 @@ def measure(spec: CorpusSpec, count: int, workers: int, device: str) -> dict[str
         "images_per_second": round(count / wall, 1),
         "cpu_ms_per_image": round(1000 * cpu / count, 2),
         "kilobytes_per_image": round(size / count / 1000, 1),
+        "load_average_before": round(others, 1),  # of one minute, with the row before
     }
 
 
