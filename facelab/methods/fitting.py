@@ -12,6 +12,7 @@ observations a face's pixels are worth. `fit_adam` is the teacher's version of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -230,6 +231,24 @@ class Problem:
         layout = bases.layout
         self.shared = sum(layout.sizes[name] for name in SHARED)
         self.own = layout.size - self.shared
+        self.determined = [0.0] * len(self.views)
+
+    def correct_size(self, estimates: Sequence[Estimate]) -> None:
+        """From here on, do not let the prior prefer small heads.
+
+        A picture fixes a head up to its size: coefficients grow in proportion to the distance that is
+        assumed, so the smallest sum of their squares belongs to a head that is too small and too near (by
+        5 % here). That is the mode, not the middle, of what is plausible. K coefficients that the picture
+        determines leave room that grows with distance^K (the volume element of the change of variables from
+        pixels to coefficients), which adds -2 K log(distance) to the energy; K counts by how much the
+        picture has narrowed each of them: one minus posterior over prior variance.
+        """
+        variance = torch.linalg.inv(self.linearise(estimates).hessian).diagonal()
+        layout, count = self.bases.layout, len(self.views)
+        identity = float((1 - variance[layout.slice("identity")]).sum())
+        for i in range(count):
+            own = variance[self._columns(i)][layout.slice("expression")]
+            self.determined[i] = identity / count + float((1 - own).sum())
 
     def _columns(self, view: int) -> Tensor:
         """Where the unknowns of one photograph are among all."""
@@ -247,6 +266,11 @@ class Problem:
         for i, (view, estimate) in enumerate(zip(self.views, estimates)):
             part = self._one_view(view, estimate)
             columns = self._columns(i)
+            depth = float(estimate.translation[2])
+            axis = columns[self.bases.layout.slice("translation")][2]
+            energy -= 2 * self.determined[i] * math.log(abs(depth))
+            gradient[axis] -= self.determined[i] / depth
+            hessian[axis, axis] += self.determined[i] / depth**2
             hessian[columns[:, None], columns] += part.hessian
             gradient[columns] += part.gradient
             energy += part.energy
@@ -325,7 +349,8 @@ def levenberg_marquardt(
             raise ParameterError("The fit diverged to NaN; check the landmarks and the picture.")
         trial = problem.move(estimates, step)
         moved = problem.linearise(trial)
-        if moved.energy <= system.energy * 1.001:  # other vertices come into sight: allow a little
+        allowed = 1e-3 * abs(system.energy)  # other vertices come into sight: allow a little
+        if moved.energy <= system.energy + allowed:
             estimates, system, damping = trial, moved, damping / 10 if damping > 1e-5 else 0.0
             energies.append(system.energy)
         else:
@@ -425,7 +450,9 @@ def fit_photos(
             observe(bases, estimate, points.to(fine.mean), picture, settings)
             for points, picture, estimate in zip(landmarks, smaller, estimates)
         ]
-        estimates, more = levenberg_marquardt(Problem(bases, views, settings), estimates, iterations)
+        problem = Problem(bases, views, settings)
+        problem.correct_size(estimates)
+        estimates, more = levenberg_marquardt(problem, estimates, iterations)
         energies += more
         done += iterations
     tell("done", 1.0)
