@@ -886,7 +886,7 @@ for name, vertices, scale in (
 
 # %% [markdown]
 # With landmarks alone the features sit right, the cheeks are a guess. Colours bring the shape (free size)
-# to a fraction of that, while the rigid error may hardly change. That asks for an explanation.
+# to a fraction of that; the rigid error stays larger. That asks for an explanation.
 #
 # ### Why two alignments: nobody sees the size of a head
 #
@@ -1092,7 +1092,7 @@ ParameterSliders(sliders, draw_over, ranges={"rotation": (-30, 30)})
 # %% [markdown]
 # ## 12 · Why it fails when it fails
 #
-# One face, six accidents.
+# One face, six would-be accidents; four of them do harm.
 #
 # * **bad landmarks**: all of them 15 % of the crop to the side, as when a detector finds something else.
 # * **a hand**: skin-coloured, over mouth and cheek. A robust penalty cannot see skin on skin.
@@ -1170,11 +1170,13 @@ for column, (name, (case, _)) in enumerate(accidents.items()):
 # hand**: the albedo suffers most, some of the hand is now skin. **A shadow**: the only dark thing that the
 # model has for an edge is skin. **Side light** does no harm at all, and that is a warning about the
 # experiment: our renderer casts no shadows, so here the light is exactly what the model can express. In a
-# real photograph side light comes with cast shadows, and then it is the row above. **Dark, bright**: skin
-# and light share the disguise between them in the wrong proportions (see the columns albedo, light and
-# brightness), and the geometry pays too; only `light_prior` speaks against it, and it is a guess about
-# photographers. **Wrong focal length**: a small picture error and a wrong shape, so the picture error does
-# not warn you; with the right one (from the EXIF data, say) the face is as good as any.
+# real photograph side light comes with cast shadows, and then it is the row above. **Dark, bright** does no
+# harm at the full preset of coefficients either: the patterns of this model's skins (lips, brows, cheeks)
+# go with their brightness, and a rendered face shows exactly those patterns, so compare the column
+# brightness. Notebook 21 constructs the pairs that nothing can tell apart. In a real photograph the
+# patterns are not the model's, and then `light_prior`, a guess about photographers, decides. **Wrong focal
+# length**: a small picture error and a wrong shape, so the picture error does not warn you; with the right
+# one (from the EXIF data, say) the face is as good as any.
 #
 # Two lessons. A low picture error is no proof of anything but a low picture error. And start well: most
 # failures of optimisation are failures of what it started from.
