@@ -127,6 +127,8 @@ def test_normal_equations_give_the_gradient_of_the_energy(double: VertexBases) -
     vertices = double.model.vertices(truth.identity, truth.expression)
     landmarks = camera.project(double.model.landmarks(vertices, truth.rotation))[:, :2]
     problem = Problem(double, [View(landmarks)], settings)
+    problem.correct_size([start])
+    assert 3 < problem.determined[0] < 9  # of nine shape coefficients
     system = problem.linearise([start])
     size = double.layout.size
 
