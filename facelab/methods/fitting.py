@@ -243,7 +243,9 @@ class Problem:
         pixels to coefficients), which adds -2 K log(distance) to the energy; K counts by how much the
         picture has narrowed each of them: one minus posterior over prior variance.
         """
-        variance = torch.linalg.inv(self.linearise(estimates).hessian).diagonal()
+        hessian = self.linearise(estimates).hessian
+        seen = hessian + 1e-6 * torch.eye(len(hessian), dtype=hessian.dtype)  # light may be in no residual
+        variance = torch.linalg.inv(seen).diagonal()
         layout, count = self.bases.layout, len(self.views)
         identity = float((1 - variance[layout.slice("identity")]).sum())
         for i in range(count):
