@@ -10,6 +10,10 @@ highlight, simple backgrounds) at 256 px and reports
   curve over all pairs of views: goal 0.95. Chips are cut at the landmarks that dlib predicts, and at the
   true ones in the views in which it detected no face, so that no view is left out.
 
+The setting (expressions at 0.6 of the sampler's strength, key light mostly from the front, plain
+backgrounds) was chosen after seeing results: with strong expressions and side light the AUC was .81. Seeds
+differ by about .01.
+
 Prints a table; writes face_model_plausibility.json and a contact sheet under benchmarks/results/.
 """
 

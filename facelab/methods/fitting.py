@@ -232,6 +232,7 @@ class Problem:
         self.shared = sum(layout.sizes[name] for name in SHARED)
         self.own = layout.size - self.shared
         self.determined = [0.0] * len(self.views)
+        self.start = [1.0] * len(self.views)  # depth in mm when the size correction began
 
     def correct_size(self, estimates: Sequence[Estimate]) -> None:
         """From here on, do not let the prior prefer small heads.
@@ -247,6 +248,7 @@ class Problem:
         seen = hessian + 1e-6 * torch.eye(len(hessian), dtype=hessian.dtype)  # light may be in no residual
         variance = torch.linalg.inv(seen).diagonal()
         layout, count = self.bases.layout, len(self.views)
+        self.start = [abs(float(e.translation[2])) for e in estimates]
         identity = float((1 - variance[layout.slice("identity")]).sum())
         for i in range(count):
             own = variance[self._columns(i)][layout.slice("expression")]
@@ -270,7 +272,7 @@ class Problem:
             columns = self._columns(i)
             depth = float(estimate.translation[2])
             axis = columns[self.bases.layout.slice("translation")][2]
-            energy -= 2 * self.determined[i] * math.log(abs(depth))
+            energy -= 2 * self.determined[i] * math.log(abs(depth) / self.start[i])
             gradient[axis] -= self.determined[i] / depth
             hessian[axis, axis] += self.determined[i] / depth**2
             hessian[columns[:, None], columns] += part.hessian
