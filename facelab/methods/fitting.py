@@ -52,6 +52,8 @@ class Settings:
     expression: int = 64
     albedo: int = 80
     landmark_sigma: tuple[float, float] = (1.5, 6.0)  # px at 240: least and most; estimated in between
+    doubted_sigma: tuple[float, float] = (6.0, 20.0)  # the same in the second start, which doubts them
+    doubt: float = 0.84  # the second start wins if its colours are off by less than this share of the first's
     jaw_factor: float = 2.0  # jaw points are less certain: detectors guess them along the jaw's line
     landmark_outlier: float = 5.0  # in sigmas: beyond, a landmark is more and more ignored
     colour_sigma: tuple[float, float] = (0.008, 0.12)  # sRGB: least and most; estimated in between
@@ -60,7 +62,7 @@ class Settings:
     exposure: tuple[float, float] = (0.9, 0.3)  # shading of a surface that faces the camera, and its sigma
     light_chroma_sigma: float = 0.15  # coloured light is rare, coloured skin is not
     landmark_iterations: int = 12
-    levels: tuple[tuple[int, int, int], ...] = ((60, 0, 6), (60, 0, 6), (120, 1, 8), (240, 1, 8))
+    levels: tuple[tuple[int, int, int], ...] = ((60, 0, 12), (60, 0, 6), (120, 1, 8), (240, 1, 8))
     """(size in pixels, subdivisions of the mesh, iterations), coarse to fine."""
 
 
@@ -416,6 +418,10 @@ def fit_photos(
 ) -> list[Fit]:
     """Everything, from the crops of one person: landmarks first, then colours, coarse to fine.
 
+    The coarsest level is tried twice, the second time with little trust in the landmarks: a detector that
+    was fooled would hold the face where it is not. The second start is kept if it explains the colours far
+    better, which a rendered or a well-lit face allows and hair and shadows do not.
+
     Args:
         images: (3, S, S) sRGB crops with S = `settings.size`.
         landmarks: (68, 2) pixels in each crop.
@@ -439,28 +445,47 @@ def fit_photos(
     fits = fit_landmarks(models[settings.levels[0][1]], landmarks, settings)
     estimates, energies = [fit.estimate for fit in fits], list(fits[0].energies)
     done, total = 0, sum(level[2] for level in settings.levels)
-    fine = fits[0].model
+    fine, trust = fits[0].model, settings
     for stage, (size, subdivisions, iterations) in enumerate(settings.levels):
         tell(f"colours at {size} px", done / total)
         fine = models[subdivisions].truncate(settings.identity, settings.expression, settings.albedo)
         bases = VertexBases(fine)
         smaller = [shrink(image.to(fine.mean), size) for image in images]
+        points = [p.to(fine.mean) for p in landmarks]
         if stage == 0:
             estimates = [
                 replace(e, light=initial_light(bases, e, e.camera(settings.focal * size, size), picture))
                 for e, picture in zip(estimates, smaller)
             ]
-        views = [
-            observe(bases, estimate, points.to(fine.mean), picture, settings)
-            for points, picture, estimate in zip(landmarks, smaller, estimates)
-        ]
-        problem = Problem(bases, views, settings)
-        problem.correct_size(estimates)
-        estimates, more = levenberg_marquardt(problem, estimates, iterations)
+            doubt = replace(settings, landmark_sigma=settings.doubted_sigma)
+            second, second_energies = _descend(bases, estimates, points, smaller, doubt, iterations)
+        estimates, more = _descend(bases, estimates, points, smaller, trust, iterations)
+        if stage == 0:
+            noise, less = (
+                sum(observe(bases, e, p, i, settings).colour_sigma for e, p, i in zip(start, points, smaller))
+                for start in (estimates, second)
+            )
+            if less < settings.doubt * noise:
+                estimates, more, trust = second, second_energies, doubt
         energies += more
         done += iterations
     tell("done", 1.0)
     return [Fit(e, fine, settings, energies) for e in estimates]
+
+
+def _descend(
+    bases: VertexBases,
+    estimates: Sequence[Estimate],
+    landmarks: Sequence[Tensor],
+    images: Sequence[Tensor],
+    settings: Settings,
+    iterations: int,
+) -> tuple[list[Estimate], list[float]]:
+    """One level of `fit_photos`: estimate the noise, then minimise."""
+    views = [observe(bases, e, p, i, settings) for e, p, i in zip(estimates, landmarks, images)]
+    problem = Problem(bases, views, settings)
+    problem.correct_size(estimates)
+    return levenberg_marquardt(problem, estimates, iterations)
 
 
 def fit_adam(image: Tensor, landmarks: Tensor, start: Fit, steps: int = 150, rate: float = 0.03) -> Fit:
