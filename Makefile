@@ -8,7 +8,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: run test lint unit notebooks-test lab notebooks model clean help
+.PHONY: run test lint unit notebooks-test nbval lab notebooks model clean help
 
 help:
 	@sed -n 's/^# //p' Makefile; grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +34,9 @@ unit: $(VENV)/.installed ## unit tests of facelab
 
 notebooks-test: $(VENV)/.installed ## every notebook through papermill
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m notebook -n $(WORKERS) --durations 0
+
+nbval: $(VENV)/.installed ## run the committed notebooks as they are, at PRESET=quick, with nbval
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout 600 notebooks/*.ipynb
 
 lab: $(VENV)/.installed ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
