@@ -31,7 +31,8 @@ from facelab.errors import FacelabError
 from facelab.geometry import euler_to_matrix
 from facelab.illumination import SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
 from facelab.image_formation import render
-from facelab.methods.fitting import Fit, Settings, reconstruct
+from facelab.methods.energy import Settings
+from facelab.methods.fitting import Fit, reconstruct
 from facelab.morphable_model import MorphableModel
 from facelab.photos import load_photo
 

@@ -13,8 +13,8 @@ from facelab.errors import NoFaceError, ParameterError
 from facelab.geometry import euler_to_matrix
 from facelab.illumination import SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
 from facelab.image_formation import render
-from facelab.methods import fitting
-from facelab.methods.fitting import Problem, Settings, View, fit_landmarks, fit_photos, initial_pose
+from facelab.methods.energy import Problem, Settings, View
+from facelab.methods.fitting import fit_adam, fit_landmarks, fit_photos, initial_pose, reconstruct
 from facelab.methods.residuals import Estimate, VertexBases, shrink, visible_vertices
 from facelab.morphable_model import MorphableModel
 
@@ -202,7 +202,7 @@ def test_adam_lowers_the_same_energy(cage: MorphableModel) -> None:
     true = some_estimate(model, 8)
     image, landmarks = draw(model, true, SMALL)
     start = fit_landmarks(model, [landmarks], SMALL)[0]
-    fit = fitting.fit_adam(image, landmarks, start, steps=60)
+    fit = fit_adam(image, landmarks, start, steps=60)
     assert fit.energies[-1] < 0.5 * fit.energies[0]
     truth = model.vertices(true.identity, true.expression)
     assert metrics.geometry_rmse_mm(fit.vertices(), truth) < metrics.geometry_rmse_mm(model.mean, truth)
@@ -216,7 +216,7 @@ def test_bad_inputs_are_named(cage: MorphableModel) -> None:
     with pytest.raises(ParameterError, match="Crops"):
         fit_photos([torch.zeros(3, 50, 50)], [torch.zeros(68, 2)], cage, SMALL)
     with pytest.raises(NoFaceError):
-        fitting.reconstruct(torch.full((3, 200, 200), 0.5), cage, SMALL)
+        reconstruct(torch.full((3, 200, 200), 0.5), cage, SMALL)
 
 
 def test_shrink_keeps_the_mean() -> None:

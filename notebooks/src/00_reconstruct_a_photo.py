@@ -30,7 +30,8 @@ from facelab.export import export_glb, export_obj, textured_mesh
 from facelab.geometry import normalise
 from facelab.illumination import BlinnPhongLight, SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
 from facelab.image_formation import render
-from facelab.methods.fitting import Settings, fit_photos
+from facelab.methods.energy import Settings
+from facelab.methods.fitting import fit_photos
 from facelab.metrics import INNER_LANDMARKS, nme, photometric_rmse
 from facelab.morphable_model import MorphableModel
 from facelab.photos import crop_face, find_face, load_photo

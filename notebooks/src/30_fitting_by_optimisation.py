@@ -35,21 +35,16 @@ from facelab.illumination import (
     sh_basis,
 )
 from facelab.image_formation import render
-from facelab.methods.fitting import (
-    Fit,
+from facelab.methods.energy import (
     Problem,
     Settings,
     View,
-    fit_adam,
-    fit_landmarks,
-    fit_photos,
     independent_observations,
-    initial_light,
-    initial_pose,
     landmark_sigmas,
     levenberg_marquardt,
     observe,
 )
+from facelab.methods.fitting import Fit, fit_adam, fit_landmarks, fit_photos, initial_light, initial_pose
 from facelab.methods.residuals import Estimate, VertexBases, shrink, unknowns, visible_vertices
 from facelab.morphable_model import MorphableModel
 from facelab.parameters import ParameterLayout
