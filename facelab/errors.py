@@ -60,5 +60,9 @@ class CorpusError(FacelabError):
     """A corpus on disk is missing, unfinished, damaged, changed, or made with other settings."""
 
 
+class DivergenceError(FacelabError):
+    """The loss of a training is no longer a number, or has exploded."""
+
+
 class CheckFailedError(FacelabError, AssertionError):
     """A learner's function does not do what the exercise asks."""

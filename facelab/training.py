@@ -1,0 +1,216 @@
+"""What every training loop shares; the loop itself stays where it can be read.
+
+    run = Run("runs/ifn", device="cuda", precision="16-mixed", devices=4)      # or under torchrun
+    network, optimizer = run.setup(network, optimizer)
+    state = {"network": network, "optimizer": optimizer}
+    for step in run.steps(state, total=75_000):                                # resumes where it was
+        loss = criterion(network(images(step)), truth(step))
+        run.backward(loss)                                                     # or DivergenceError
+        optimizer.step(); optimizer.zero_grad()
+    save_checkpoint("facelab/data/checkpoints/ifn.safetensors", network, card)
+
+What a step computes must be a function of its number (its pictures too: see `batch_indices`); then a run that
+was killed and started again ends with the same weights as one that was not.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from facelab.errors import DivergenceError, ModelFileError, ParameterError
+
+CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"
+WINDOW = 20  # steps between two looks at the loss: each makes a GPU wait
+
+
+class Run:
+    """One training on one or more devices, through Lightning Fabric.
+
+    Args:
+        folder: for `last.ckpt`, written every `every` steps, whole or not at all, read without pickled code.
+        device: "auto", "cpu", "cuda", ...
+        precision: "32-true", "bf16-mixed" (fast on newer CPUs too), "16-mixed".
+        devices, num_nodes: processes per machine, machines; under torchrun its numbers.
+        explosion: the loss may be this many times the lowest so far, averaged over 20 steps.
+        seed: of what networks draw themselves (dropout): torch's global generator is set before each step
+            from (seed, step, process) and restored in the end.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str = "auto",
+        precision: Any = "32-true",
+        devices: int = 1,
+        num_nodes: int = 1,
+        every: int = 1000,
+        explosion: float = 1e4,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        self.folder, self.every, self.explosion, self.seed = Path(folder), every, explosion, seed
+        self.progress = progress
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        self.fabric = Fabric(
+            accelerator=device,
+            devices=int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun else devices,
+            num_nodes=int(os.environ["GROUP_WORLD_SIZE"]) if under_torchrun else num_nodes,
+            precision=precision,
+        )
+        self.fabric.launch()
+        self._recent: list[Tensor] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+        return self.fabric.device
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.folder / "last.ckpt"
+
+    def setup(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+        """Both wrapped by Fabric: moved to the device, gradients averaged over processes."""
+        network, optimizer = self.fabric.setup(network, optimizer)
+        return network, optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate. Raises DivergenceError, at the latest after 20 steps, for a loss that is no number
+        or has exploded; nothing is saved after that."""
+        self.fabric.backward(loss)
+        self._recent.append(loss.detach().float())
+
+    def steps(self, state: dict[str, Any], total: int) -> Iterator[int]:
+        """The numbers of the steps that are still to do, with a progress bar.
+
+        `state` holds what is saved: modules, optimizers, numbers, lists. It gets "step" and "losses" (the
+        mean of every 20 steps). If there is a checkpoint in the folder the state continues from it.
+        Raises ModelFileError if that is damaged or of another run.
+        """
+        state.setdefault("step", 0)
+        state.setdefault("losses", [])
+        if self.path.is_file():
+            self._resume(state)
+        hidden = not self.progress or self.fabric.global_rank > 0
+        before = torch.get_rng_state()
+        try:
+            with tqdm(initial=state["step"], total=total, unit=" steps", disable=hidden) as bar:
+                while state["step"] < total:
+                    torch.manual_seed(_seed(self.seed, state["step"], self.fabric.global_rank))
+                    yield state["step"]
+                    state["step"] += 1
+                    if len(self._recent) >= WINDOW or state["step"] == total:
+                        self._look(state)
+                        bar.set_postfix(loss=f"{state['losses'][-1]:.4g}", refresh=False)
+                    if state["step"] % self.every == 0 or state["step"] == total:
+                        self.save(state)
+                    bar.update()
+        finally:
+            torch.set_rng_state(before)
+
+    def _look(self, state: dict[str, Any]) -> None:
+        if not self._recent:
+            raise ParameterError("A step has to call run.backward(loss).")
+        recent, self._recent = torch.stack(self._recent), []
+        mean, step = float(recent.mean()), state["step"]
+        lowest = min(float(recent[0]), *state["losses"], math.inf)
+        if not math.isfinite(mean) or mean > self.explosion * lowest > 0:
+            raise DivergenceError(
+                f"Training has diverged before step {step}: the loss is {mean:.3g} after a lowest of "
+                f"{lowest:.3g}. Start again from the last checkpoint with a lower learning rate."
+            )
+        state["losses"].append(mean)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the checkpoint; only the first process does."""
+        if self._recent:
+            self._look(state)
+        temporary = self.path.with_suffix(".tmp")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.fabric.save(temporary, state)
+        if self.fabric.global_rank == 0:
+            temporary.replace(self.path)
+        self.fabric.barrier()
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        try:
+            self.fabric.load(self.path, state, weights_only=True)
+        except Exception as error:  # of zip, pickle, torch: many kinds
+            raise ModelFileError(
+                f"'{self.path}' is damaged or of another run ({type(error).__name__}: {error}); "
+                "delete it to start from the beginning, or give another folder."
+            ) from error
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def batch_indices(
+    step: int, batch: int, count: int, seed: int = 0, rank: int = 0, processes: int = 1
+) -> Tensor:
+    """Which of `count` examples make up the batch (batch,) of a step, in a new random order each epoch.
+
+    A function of its arguments alone; the processes of one step get different examples.
+    """
+    first = (step * processes + rank) * batch
+    epochs = range(first // count, (first + batch - 1) // count + 1)
+    order = np.concatenate([np.random.default_rng([seed, epoch]).permutation(count) for epoch in epochs])
+    return torch.from_numpy(order[first - epochs[0] * count :][:batch])
+
+
+# --- weights that ship --------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: str | Path, network: nn.Module, card: dict[str, Any]) -> None:
+    """Weights as float16 safetensors, and beside them a JSON card: how they came about, and their SHA-256."""
+    path = Path(path)
+    weights = {
+        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in network.state_dict().items()
+    }
+    bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise ParameterError(f"The weights of {bad[0]} are not finite as 16-bit numbers; nothing is saved.")
+    data = save(weights)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    card = card | {"sha256": hashlib.sha256(data).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+
+
+def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(weights in float32, card) of `save_checkpoint`; a bare name is looked for among the shipped ones.
+
+    Raises ModelFileError if a file is missing, or the weights are not those of the card.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        path = CHECKPOINTS / f"{path}.safetensors"
+    try:
+        data, card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+        digest = card["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(
+            f"The checkpoint '{path}' or its card is missing or damaged ({error}); get both again."
+        ) from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ModelFileError(f"'{path}' is damaged or was changed: its SHA-256 is not the card's.")
+    try:
+        weights = load(data)
+    except SafetensorError as error:
+        raise ModelFileError(f"'{path}' is not a safetensors file ({error}); get it again.") from error
+    return {n: v.float() if v.is_floating_point() else v for n, v in weights.items()}, card

@@ -1,0 +1,83 @@
+"""Encoders: shapes, torchvision's names, last layers, pretrained files."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from facelab.errors import ModelFileError, ParameterError
+from facelab.networks import KINDS, encoder, last_layer
+
+COUNTS = {"alexnet": 61_100_840, "resnet18": 11_689_512, "resnet101": 44_549_160, "vgg": 138_357_544}
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_parameters_are_as_many_as_torchvision_has(kind: str) -> None:
+    with torch.device("meta"):
+        network = KINDS[kind](1000, 3)
+    assert sum(p.numel() for p in network.parameters()) == COUNTS[kind]
+
+
+def test_names_are_torchvision_s() -> None:
+    with torch.device("meta"):
+        names = {kind: set(KINDS[kind](350, 3).state_dict()) for kind in COUNTS}
+    assert {"features.0.weight", "features.10.bias", "classifier.1.weight", "classifier.6.bias"} <= names[
+        "alexnet"
+    ]
+    assert {"features.28.weight", "classifier.0.weight", "classifier.6.bias"} <= names["vgg"]
+    assert {"conv1.weight", "bn1.running_var", "layer1.0.conv1.weight", "layer2.0.downsample.1.bias",
+            "layer4.1.bn2.weight", "fc.bias"} <= names["resnet18"]  # fmt: skip
+    assert {"layer3.22.conv3.weight", "layer1.0.downsample.0.weight"} <= names["resnet101"]
+    assert len(names["alexnet"]) == 16 and len(names["vgg"]) == 32
+    assert len(names["resnet18"]) == 122 and len(names["resnet101"]) == 626
+
+
+@pytest.mark.parametrize("kind", ["small", "resnet18"])
+def test_pictures_in_vectors_out(kind: str) -> None:
+    network = encoder(kind, 7).eval()
+    picture = torch.rand(2, 3, 240, 240, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        said = network(picture)
+        assert said.shape == (2, 7) and torch.isfinite(said).all()
+        assert not torch.allclose(said[0], said[1])
+        if kind == "small":  # averages 240 px down to 120
+            torch.testing.assert_close(network(torch.nn.functional.avg_pool2d(picture, 2)), said)
+
+
+def test_last_layers() -> None:
+    normal = last_layer(encoder("small", 350))
+    assert abs(float(normal.weight.detach().std()) - 0.01) < 2e-4 and normal.bias.abs().max() == 0
+    zero = encoder("small", 5, final="zero").eval()
+    assert zero(torch.rand(1, 3, 120, 120)).abs().max() == 0
+    assert last_layer(encoder("small", 5, final="xavier")).weight.abs().max() > 0.05
+    with pytest.raises(ParameterError, match="choose from"):
+        encoder("transformer", 5)
+
+
+def test_same_seed_same_weights_and_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    one, two = encoder("small", 5), encoder("small", 5)
+    other = encoder("small", 5, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
+    assert not torch.equal(last_layer(one).weight, last_layer(other).weight)
+
+
+def test_weights_from_files(tmp_path) -> None:
+    donor = encoder("resnet18", 1000, generator=torch.Generator().manual_seed(5))
+    save_file(donor.state_dict(), tmp_path / "weights.safetensors")
+    torch.save(donor.state_dict(), tmp_path / "weights.pth")
+    for name in ("weights.safetensors", "weights.pth"):
+        network = encoder("resnet18", 3, pretrained=tmp_path / name)
+        assert torch.equal(network.layer4[1].conv2.weight, donor.layer4[1].conv2.weight)
+        assert network.fc.weight.shape == (3, 512)
+    with pytest.raises(ModelFileError, match="not of this network"):
+        encoder("small", 3, pretrained=tmp_path / "weights.pth")
+    torch.save({"evil": encoder}, tmp_path / "code.pth")  # a function: pickled code
+    with pytest.raises(ModelFileError, match="state_dict"):
+        encoder("resnet18", 3, pretrained=tmp_path / "code.pth")
+
+
+def test_without_torchvision_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torchvision", None)
+    with pytest.warns(UserWarning, match="random"):
+        encoder("resnet18", 3, pretrained="imagenet")
