@@ -1,0 +1,329 @@
+"""The five test sets: pictures of faces with whatever truth is known, as `FaceRecord`s.
+
+    records = load_test_set("outside", limit=20)
+    records = load_test_set("photos", folder="my_pictures")
+
+| set | what | truth |
+|---|---|---|
+| in_model | faces, poses and light from the face model's own "portrait" distribution | everything |
+| outside | raw sliders, hard shadows, highlights, things before the face, bad cameras | everything |
+| path_traced | the same kind of faces, path-traced | everything |
+| ict | heads from ICT-FaceKit's scans, fetched by the user | everything, on another mesh |
+| photos | a user's folder | landmarks, masks or light directions, where they lie beside the pictures |
+
+Records are made when they are asked for; the first n stand for all, so `limit` only costs precision.
+"""
+
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import overload
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage.color import rgb2lab
+from torch import Tensor
+
+from facelab.augmentation import procedural_backgrounds
+from facelab.colour import linear_to_srgb
+from facelab.distributions import DISTRIBUTIONS
+from facelab.errors import ModelFileError, ParameterError, PhotoNotFoundError
+from facelab.geometry import matrix_to_euler, normalise
+from facelab.image_formation import render
+from facelab.morphable_model import MorphableModel
+from facelab.photo_folders import PhotoFolder, list_pictures, sha256_of
+from facelab.photos import crop_face, load_photo, skin_mask
+from facelab.records import Camera, FaceRecord, Mesh
+
+TEST_SETS = ("in_model", "outside", "path_traced", "ict", "photos")
+COUNTS = {"in_model": 200, "ict": 100}
+SEED = 7_000_000_001  # far from those of training corpora
+SUBDIVISIONS = 1
+LANDMARK_FILE = "landmarks68.npz"
+LIGHT_NAME = re.compile(r"(?P<person>.+)_az(?P<azimuth>[+-]?\d+)_el(?P<elevation>[+-]?\d+)")
+FACE_CLASSES = (1, 2, 4, 5, 6, 7, 10, 11, 12)  # CelebAMask-HQ: skin, nose, eyes, brows, mouth, lips; no ears
+CONVERTER = Path(__file__).parents[1] / "data_scripts" / "convert_ict_facekit.py"
+
+
+class Records(Sequence[FaceRecord]):
+    """Records that are made when they are asked for, the same ones every time."""
+
+    def __init__(self, count: int, make: Callable[[int], FaceRecord]) -> None:
+        self._items, self._make = range(count), make
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> FaceRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Records": ...
+    def __getitem__(self, index: int | slice) -> "FaceRecord | Records":
+        if isinstance(index, int):
+            return self._make(self._items[index])  # a range raises IndexError
+        part = Records(0, self._make)
+        part._items = self._items[index]
+        return part
+
+
+def load_test_set(
+    name: str, limit: int | None = None, folder: str | Path | None = None, size: int = 240
+) -> Sequence[FaceRecord]:
+    """The first `limit` records (None: all) of a test set, with pictures of `size`×`size`.
+
+    `folder` is needed for two sets. "ict": the folder FaceXModel of ICT-FaceKit, or a folder with the
+    .safetensors that data_scripts/convert_ict_facekit.py makes of it with --borrow-albedo. "photos": pictures
+    with some of: `landmarks68.npz` (names (N,), landmarks (N, 68, 2) px, iBUG); NAME.png with the classes of
+    CelebAMask-HQ beside NAME.jpg; light directions in degrees in the names, PERSON_azAAA_elEE.png (positive:
+    from the picture's left, from above). If there are none of these, a detector frames the faces.
+    Left out, it is taken from the environment: FACELAB_ICT or FACELAB_PHOTOS.
+
+    Raises ParameterError for an unknown name, a limit below one, or a missing folder; ModelFileError for a
+    file of a set that is missing, damaged or changed; PhotoNotFoundError for a folder without pictures. A
+    photo that is broken raises its error of `facelab.photos` when its record is asked for.
+    """
+    if name not in TEST_SETS:
+        raise ParameterError(f"There is no test set {name!r}: choose from {', '.join(TEST_SETS)}.")
+    if (limit is not None and limit < 1) or size < 1:
+        raise ParameterError(f"A test set needs a positive limit and size, not {limit}, {size}.")
+    if name == "in_model":
+        records = _in_model(size)
+    elif name in ("ict", "photos"):
+        variable = f"FACELAB_{name.upper()}"
+        place = folder or os.environ.get(variable)
+        if place is None:
+            raise ParameterError(f"The test set {name!r} needs a folder: give `folder` or set {variable}.")
+        records = (_ict if name == "ict" else _photos)(Path(place), size)
+    else:
+        raise ParameterError(f"The test set {name!r} is not made yet.")
+    return records[: len(records) if limit is None else limit]
+
+
+# --- what is said about a face ------------------------------------------------------------------------------
+
+
+def dominant_direction(light: Tensor) -> Tensor:
+    """Unit vector (3,) towards the light in coefficients (9, 3): where their first order points.
+
+    For one distant light it is its direction; for several, their mean, weighted by brightness.
+    """
+    y, z, x = light[1:4].mean(-1)
+    return normalise(torch.stack([x, y, z]))
+
+
+def skin_group(diffuse: Tensor) -> str:
+    """ "light", "medium" or "dark" for linear albedos (N, 3) of skin, by the median's typology angle.
+
+    The angle is atan((L* - 50) / b*); from 28 and 10 degrees down skin counts as tan and as brown (Chardon et
+    al. 1991).
+    """
+    lab = rgb2lab(linear_to_srgb(diffuse.median(0).values).double().numpy()[None, None])[0, 0]
+    angle = float(np.degrees(np.arctan2(lab[0] - 50, lab[2])))
+    return "light" if angle > 28 else "medium" if angle > 10 else "dark"
+
+
+def yaw_group(camera: Camera) -> str:
+    """How far a head is turned to either side: "0-15", "15-30" or "30-90" degrees."""
+    yaw = abs(float(matrix_to_euler(camera.rotation)[1].rad2deg()))
+    return "0-15" if yaw < 15 else "15-30" if yaw < 30 else "30-90"
+
+
+# --- rendered on the fly ------------------------------------------------------------------------------------
+
+
+def _generator(index: int) -> torch.Generator:
+    state = np.random.SeedSequence([SEED, index]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def _in_model(size: int) -> Records:
+    model = MorphableModel.load(None, SUBDIVISIONS)
+    return Records(COUNTS["in_model"], lambda i: _portrait("in_model", i, model, model, size))
+
+
+def _ict(place: Path, size: int) -> Records:
+    """ICT-FaceKit heads, w ~ N(0, 1), under the portrait distribution, with skins of our own model.
+
+    They are whole heads without hair; the mask is the part in front of the ears that other models have, too.
+    """
+    model, ours = MorphableModel.load(_ict_model(place)), MorphableModel.load(None, 0)
+    if len(model.albedo_basis) != len(ours.albedo_basis):
+        raise ModelFileError(f"The model in '{place}' has no skins: convert it again with --borrow-albedo.")
+    tip, *jaw = model.landmarks(model.mean)[[30, 0, 16]]
+    centre = model.mean[model.triangles].mean(1)
+    face = ((centre - tip).norm(dim=-1) < 125) & (centre[:, 2] > jaw[0][2] - 5)
+    return Records(COUNTS["ict"], lambda i: _portrait("ict", i, model, ours, size, face))
+
+
+@torch.no_grad()
+def _portrait(
+    name: str, index: int, model: MorphableModel, skins: MorphableModel, size: int, face: Tensor | None = None
+) -> FaceRecord:
+    """Record `index` of a set: a face of `model` with a skin that `skins` draws; `face` (T,) is the mask."""
+    generator, portrait = _generator(index), DISTRIBUTIONS["portrait"]
+    theta = portrait.sample(model, 1, generator)
+    if skins is not model:
+        parts = portrait.layout(model).split(theta)
+        theta = portrait.layout(model).join(parts | {"albedo": skins.sample(1, generator)["albedo"]})
+    background = procedural_backgrounds(1, size, size, generator)
+    scene = portrait.decode(model, theta[0], size)
+    picture = render(
+        scene.vertices, model.triangles, scene.camera, scene.light, scene.diffuse, None, size, size,
+        background=background[0], antialias=True,
+    )  # fmt: skip
+    skin = scene.diffuse[model.region_vertices("skin")]
+    return FaceRecord(
+        f"{name}_{index:04d}",
+        picture.image.clamp(0, 1),
+        scene.landmarks,
+        picture.mask if face is None else skin_mask(picture.face_index, face.byte(), (1,)),
+        Mesh(scene.vertices, model.triangles, model.landmarks(scene.vertices), _topology(name, model)),
+        scene.camera,
+        scene.diffuse,
+        scene.light.coefficients,
+        dominant_direction(scene.light.coefficients),
+        picture.depth,
+        person=f"{name}_{index:04d}",
+        groups={"skin": skin_group(skin), "yaw": yaw_group(scene.camera)},
+    )
+
+
+def _topology(name: str, model: MorphableModel) -> str:
+    return "ict" if name == "ict" else model.name
+
+
+def _ict_model(place: Path) -> Path:
+    """The converted model: in the folder, or made of what lies there and kept in the user's cache."""
+    found = [place] if place.is_file() else [*place.glob("*.safetensors"), *place.glob("*.npz")]
+    source = found[0] if found else place
+    if source.suffix == ".safetensors":
+        return source
+    marker = source if source.is_file() else source / "generic_neutral_mesh.obj"
+    if not marker.is_file():
+        raise ModelFileError(f"There is no ICT-FaceKit in '{place}': give its folder FaceXModel.")
+    path = _cache() / f"ict_{sha256_of(marker)[:16]}" / "ict.safetensors"
+    if not path.is_file():
+        if not CONVERTER.is_file():
+            raise ModelFileError(f"Convert '{source}' with data_scripts/convert_ict_facekit.py first.")
+        path.parent.mkdir(exist_ok=True)
+        command = [sys.executable, str(CONVERTER), str(source), str(path), "--borrow-albedo"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            path.unlink(missing_ok=True)
+            raise ModelFileError(f"'{source}' cannot be converted: {done.stderr.strip()[-300:]}")
+    return path
+
+
+def _cache() -> Path:
+    path = Path(os.environ.get("FACELAB_CACHE", Path.home() / ".cache" / "facelab"))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+# --- photographs --------------------------------------------------------------------------------------------
+
+
+def _photos(folder: Path, size: int) -> Records:
+    """See `load_test_set`. In an order of chance, because names often begin with the source or the person."""
+    pictures, known = list_pictures(folder), _read_landmarks(folder)
+    if missing := sorted(set(known) - {path.name for path in pictures}):
+        raise PhotoNotFoundError(
+            f"'{folder / LANDMARK_FILE}' names {missing[0]!r}, which is not there; restore the picture."
+        )
+    photographs = {path.with_suffix(""): path for path in pictures if path.suffix.lower() != ".png"}
+    masks = {
+        photographs[path.with_suffix("")]: path
+        for path in pictures
+        if path.suffix.lower() == ".png" and path.with_suffix("") in photographs
+    }
+
+    def has_truth(path: Path) -> bool:
+        return path.name in known or path in masks or bool(LIGHT_NAME.fullmatch(path.stem))
+
+    chosen = [path for path in pictures if has_truth(path)]
+    random.Random(0).shuffle(chosen)
+    if chosen:
+        return Records(
+            len(chosen), lambda i: _photo(chosen[i], known.get(chosen[i].name), masks.get(chosen[i]), size)
+        )
+    found = PhotoFolder(folder, size, _cache() / "landmarks.jsonl")
+    if not len(found):
+        raise PhotoNotFoundError(f"No face was found in the pictures of '{folder}'; give other ones.")
+    order = random.Random(0).sample(range(len(found)), len(found))
+
+    def plain(index: int) -> FaceRecord:
+        photo = found[order[index]]
+        return FaceRecord(photo["name"], photo["image"])  # the detector's landmarks are no truth
+
+    return Records(len(found), plain)
+
+
+def _photo(path: Path, landmarks: Tensor | None, mask_path: Path | None, size: int) -> FaceRecord:
+    """A picture framed about its landmarks, else its mask, else as Extended Yale B's own tight crops need."""
+    image, light = load_photo(path), LIGHT_NAME.fullmatch(path.stem)
+    mask = torch.ones_like(image[:1]) if mask_path is None else _read_mask(mask_path, image)
+    rows, columns = (mask[0].any(axis).nonzero()[:, 0] for axis in (1, 0))
+    corners = torch.stack([columns[[0, -1]], rows[[0, -1]]], 1) + torch.tensor([[0.0], [1.0]])
+    points, frame = (
+        corners.repeat(34, 1),
+        {"scale": 1.35, "up": 0.03} if mask_path else {"scale": 1.3, "up": 0},
+    )
+    if landmarks is not None:
+        points, frame = landmarks, {}
+    crop = crop_face(image, points, size, **frame)
+    seen = crop_face(mask.float().expand(3, -1, -1), points, size, **frame)
+    direction, groups = None, {}
+    if light:
+        azimuth, elevation = (np.radians(float(light[name])) for name in ("azimuth", "elevation"))
+        level = np.cos(elevation)
+        direction = torch.tensor(
+            [-np.sin(azimuth) * level, np.sin(elevation), np.cos(azimuth) * level], dtype=torch.float32
+        )
+        off = float(direction[2].clamp(-1, 1).acos().rad2deg())
+        groups["light"] = "0-30" if off < 30 else "30-60" if off < 60 else "60-180"
+    return FaceRecord(
+        path.name,
+        crop.image,
+        crop.landmarks if landmarks is not None else None,
+        (seen.image[:1] > 0.5) & seen.inside if mask_path else None,
+        light_direction=direction,
+        person=light["person"] if light else None,
+        groups=groups,
+    )
+
+
+def _read_landmarks(folder: Path) -> dict[str, Tensor]:
+    """Picture's name -> (68, 2) px; empty without a landmark file."""
+    path = folder / LANDMARK_FILE
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names, points = file["names"], torch.from_numpy(file["landmarks"]).float()
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+        raise ModelFileError(f"'{path}' cannot be read ({error}); it needs names and landmarks.") from error
+    if points.shape != (len(names), 68, 2) or not points.isfinite().all():
+        raise ModelFileError(
+            f"'{path}' needs finite landmarks ({len(names)}, 68, 2), not {tuple(points.shape)}."
+        )
+    return dict(zip(names.tolist(), points))
+
+
+def _read_mask(path: Path, image: Tensor) -> Tensor:
+    """(1, H, W) bool: the skin, nose, eyes, brows and lips of a CelebAMask-HQ class map."""
+    try:
+        classes = np.asarray(Image.open(path))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ModelFileError(f"The mask '{path}' is not a picture ({error}); restore it.") from error
+    mask = np.isin(classes, FACE_CLASSES)
+    if classes.shape != image.shape[1:] or classes.max() > 18 or not mask.any():
+        raise ModelFileError(
+            f"The mask '{path}' must hold one class (0 to 18) for each pixel of its picture, and some face."
+        )
+    return torch.from_numpy(mask)[None]
