@@ -103,11 +103,8 @@ class InverseFaceNetDistribution(Distribution):
 
     def decode(self, model: MorphableModel, theta: Tensor, size: int) -> Scene:
         """See the class."""
-        parts = self.layout(model).split(theta)
-        unit = torch.full_like(parts["expression"][0], EXPRESSION_UNIT)
-        lips = [(points[66] - points[62])[1] for points in map(model.landmarks, _about_neutral(model))]
-        unit[0] *= 1.0 if lips[1] < lips[0] else -1.0
-        vertices = model.vertices(parts["shape"], unit * parts["expression"])
+        parts = self.coefficients(model, theta)
+        vertices = model.vertices(parts["identity"], parts["expression"])
         rotation = euler_to_matrix(parts["rotation"])
         points = model.landmarks(vertices, rotation)
         zero = theta.new_zeros(2)
@@ -116,9 +113,23 @@ class InverseFaceNetDistribution(Distribution):
         low, high = seen.amin(-2), seen.amax(-2)
         focal = size / (high - low).amax(-1)
         camera = replace(camera, focal=focal, principal=size / 2 - focal[:, None] * (low + high) / 2)
-        light = SphericalHarmonicsLight(LIGHT_UNIT * parts["light"].unflatten(-1, (9, 3)))
-        diffuse, _ = model.albedo(parts["reflectance"])
+        diffuse, _ = model.albedo(parts["albedo"])
+        light = SphericalHarmonicsLight(parts["light"])
         return Scene(vertices, diffuse, camera, light, camera.project(points)[..., :2])
+
+    def coefficients(self, model: MorphableModel, theta: Tensor) -> dict[str, Tensor]:
+        """Angles "rotation" (..., 3), coefficients in our model's units, "light" (..., 9, 3)."""
+        parts = self.layout(model).split(theta)
+        lips = [(points[66] - points[62])[1] for points in map(model.landmarks, _about_neutral(model))]
+        unit = torch.full_like(parts["expression"], EXPRESSION_UNIT)
+        unit[..., 0] *= 1.0 if lips[1] < lips[0] else -1.0
+        return {
+            "rotation": parts["rotation"],
+            "identity": parts["shape"],
+            "expression": unit * parts["expression"],
+            "albedo": parts["reflectance"],
+            "light": LIGHT_UNIT * parts["light"].unflatten(-1, (9, 3)),
+        }
 
 
 def _about_neutral(model: MorphableModel) -> Tensor:

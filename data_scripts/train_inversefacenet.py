@@ -1,0 +1,317 @@
+"""Train InverseFaceNet: the rows of the paper's Table 1, with the pieces of facelab.methods.inversefacenet.
+
+    python data_scripts/train_inversefacenet.py --row breeding --targets pictures/ --folder runs/ifn
+    torchrun --nproc-per-node 4 data_scripts/train_inversefacenet.py --preset full --row breeding ...
+
+Rows: "plain" (l2), "model_space" (+ Eq. 8), "breeding" (+ Algorithm 1), "resnet101" (+ Eq. 8). Presets: `cpu`
+is what the shipped checkpoint was made with, one core and half an hour a row; `full` has the paper's numbers.
+Targets are unlabelled pictures: folders, a test-set file, or `portrait:N` for N pictures drawn from that
+distribution; a detector finds their landmarks, nothing else about them is used. Everything in --folder is
+kept: run it again to go on after a kill. The rows of one --pictures folder share their pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from facelab.augmentation import to_bytes
+from facelab.corpora import CorpusSpec, Renderer
+from facelab.errors import FacelabError
+from facelab.methods.inversefacenet import (
+    DISTRIBUTION,
+    FRAME,
+    SIDE,
+    breed,
+    clamp_parameters,
+    model_space_weights,
+    network_input,
+    parameter_loss,
+    synthesise,
+)
+from facelab.morphable_model import MorphableModel
+from facelab.networks import encoder
+from facelab.photo_folders import list_pictures
+from facelab.photos import DlibDetector, find_face, load_photo
+from facelab.training import Run, batch_indices, save_checkpoint
+
+CHUNK = 1000  # pictures in a file
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The numbers of a training; the defaults are the paper's (Secs. 5 to 7)."""
+
+    network: str = "alexnet"
+    pretrained: str | None = "imagenet"
+    side: int = SIDE
+    corpus: int = 200_000
+    steps: int = 75_000
+    batch: int = 32
+    optimizer: str = "adadelta"
+    rate: float = 0.01
+    weight_decay: float = 0.001
+    precision: str = "16-mixed"
+    first: float = 0.2
+    """share of the steps before breeding: 15K of 75K"""
+    breedings: int = 8
+    bred: int = 200_000
+    """pictures made in each breeding step, two for each target"""
+    subdivisions: int = 1
+
+
+PRESETS = {
+    "full": Preset(),
+    "cpu": Preset(
+        "small", None, SIDE // 2, 40_000, 8_000, 32, "adamw", 1e-3, precision="bf16-mixed", bred=8_000,
+        subdivisions=0,
+    ),
+}  # fmt: skip
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """Random numbers for one chunk of pictures."""
+    state = np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+# --- pictures -----------------------------------------------------------------------------------------------
+
+
+def in_chunks(
+    folder: Path, count: int, make: Callable[[int, int], dict[str, Tensor]], say: str = ""
+) -> dict[str, Tensor]:
+    """`count` pictures of a folder, `make(chunk number, size)` where a file is missing. Processes share."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
+    paths = [folder / f"{k:04d}.safetensors" for k in range(len(sizes))]
+    for k in range(rank, len(paths), world):
+        if not paths[k].is_file():
+            start = time.perf_counter()
+            save_file(make(k, sizes[k]), paths[k].with_suffix(".tmp"))
+            paths[k].with_suffix(".tmp").replace(paths[k])
+            pace = 1000 * (time.perf_counter() - start) / sizes[k]
+            print(f"{say}{k + 1}/{len(paths)}, {pace:.1f} ms a picture", flush=True)
+    while not all(path.is_file() for path in paths):
+        time.sleep(1)  # for the other processes
+    parts = [load_file(path) for path in paths]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def synthetic_corpus(folder: Path, model: MorphableModel, preset: Preset, seed: int) -> dict[str, Tensor]:
+    """Sec. 5."""
+
+    def make(chunk: int, size: int) -> dict[str, Tensor]:
+        drawn = generator(seed, chunk)
+        return rendered(model, DISTRIBUTION.sample(model, size, drawn), drawn, preset.side)
+
+    return in_chunks(folder, preset.corpus, make, "corpus ")
+
+
+def rendered(model: MorphableModel, theta: Tensor, drawn: torch.Generator, side: int) -> dict[str, Tensor]:
+    """Pictures and truth for parameters, a few at a time."""
+    device = model.mean.device
+    pairs = [synthesise(model, part.to(device), drawn, side) for part in theta.split(16)]
+    return {"images": torch.cat([a for a, _ in pairs]).cpu(), "truth": torch.cat([b for _, b in pairs]).cpu()}
+
+
+def target_pictures(sources: list[str], seed: int) -> Iterator[Tensor]:
+    """The unlabelled pictures: files of folders, or `portrait:N`."""
+    for source in sources:
+        if source.startswith("portrait:"):
+            renderer = Renderer(CorpusSpec("portrait", seed=seed + 1, subdivisions=1))
+            for batch in range(-(-int(source.split(":")[1]) // renderer.spec.batch)):
+                yield from renderer.batch(batch)["image"]
+        elif Path(source).suffix == ".safetensors":
+            for image in load_file(source)["images"]:
+                yield image.float() / 255
+        else:
+            yield from map(load_photo, list_pictures(source))
+
+
+def target_inputs(folder: Path, sources: list[str], side: int, seed: int) -> Tensor:
+    """The network's inputs (N, 3, side, side) uint8 of the targets in which a face is found."""
+    path = folder / "targets.safetensors"
+    if int(os.environ.get("RANK", 0)) == 0 and not path.is_file():
+        inputs: list[Tensor] = []
+        looked_at = 0
+        detector = DlibDetector(fallback=False)
+        for image in target_pictures(sources, seed):
+            looked_at += 1
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    masked, _ = network_input(image, find_face(image, detector).landmarks)
+            except FacelabError:
+                continue
+            inputs.append(to_bytes(avg_pool2d(masked[None], SIDE // side)[0] if side < SIDE else masked))
+            if looked_at % 500 == 0:
+                print(f"targets: {len(inputs)} of {looked_at}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"images": torch.stack(inputs)}, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+    while not path.is_file():
+        time.sleep(1)
+    return load_file(path)["images"]
+
+
+def estimates(network: nn.Module, model: MorphableModel, inputs: Tensor) -> Tensor:
+    """Step 1 of Algorithm 1: parameters (N, layout.size) of the targets, by the present network."""
+    network.eval()
+    with torch.no_grad():
+        device = next(network.parameters()).device
+        said = [network(part.to(device).float() / 255).float().cpu() for part in inputs.split(64)]
+    network.train()
+    return clamp_parameters(model, torch.cat(said)[:, :-FRAME])
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def make_optimizer(preset: Preset, network: nn.Module) -> torch.optim.Optimizer:
+    """AdaDelta as Caffe has it, with the printed rate and weight decay; or Adam."""
+    if preset.optimizer == "adadelta":
+        return torch.optim.Adadelta(
+            network.parameters(), preset.rate, rho=0.95, eps=1e-6, weight_decay=preset.weight_decay
+        )
+    return torch.optim.AdamW(network.parameters(), preset.rate, weight_decay=preset.weight_decay)
+
+
+def learning_rate(preset: Preset, step: int) -> float:
+    """Constant, as printed, for AdaDelta; for Adam a short warm-up, then a straight way down from the middle."""
+    if preset.optimizer == "adadelta":
+        return preset.rate
+    return preset.rate * min(1.0, (step + 1) / 200, 2 * (1 - step / preset.steps) + 0.02)
+
+
+def stages(preset: Preset, row: str) -> Iterable[tuple[int, int]]:
+    """(number, last step) of the stages: one, or the first and the breeding steps."""
+    if row != "breeding":
+        return [(0, preset.steps)]
+    first = round(preset.first * preset.steps)
+    rest = preset.steps - first
+    return [(k, first + rest * k // preset.breedings) for k in range(preset.breedings + 1)]
+
+
+def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
+    """One row of Table 1; the network and how it came about."""
+    began = time.perf_counter()
+    run = Run(args.folder / row, args.device, preset.precision, args.devices, args.nodes, seed=args.seed)
+    model = MorphableModel.load(None, preset.subdivisions, str(run.device))
+    weights = (model_space_weights(model) if row != "plain" else torch.ones(())).to(run.device)
+    corpus = synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)
+
+    outputs = DISTRIBUTION.layout(model).size + FRAME
+    network = encoder(preset.network, outputs, "normal", preset.pretrained, generator=generator(args.seed))
+    network, optimizer = run.setup(network.train(), make_optimizer(preset, network))
+    state: dict[str, Any] = {"network": network, "optimizer": optimizer, "seconds": 0.0}
+    for stage, last in stages(preset, row):
+        for step in run.steps(state, 0):  # takes up what is saved
+            raise AssertionError(step)
+        if state["step"] >= last:
+            continue
+        if stage:
+            corpus = bred_corpus(args, preset, model, network, stage)
+        count = len(corpus["images"])
+        for step in run.steps(state, last):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(preset, step)
+            rows = batch_indices(
+                step, preset.batch, count, args.seed, run.fabric.global_rank, run.fabric.world_size
+            )
+            images = corpus["images"][rows].to(run.device, non_blocking=True).float() / 255
+            truth = corpus["truth"][rows].to(run.device)
+            loss = parameter_loss(network(images), truth, weights).mean()
+            run.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+    card = {
+        "row": row,
+        "network": preset.network,
+        "preset": asdict(preset),
+        "seed": args.seed,
+        "targets": args.targets if row == "breeding" else None,
+        "presentations": preset.steps * preset.batch * run.fabric.world_size,
+        "minutes": round((time.perf_counter() - began) / 60, 1),
+        "hardware": hardware(run),
+        "torch": torch.__version__,
+        "losses": state["losses"],
+    }
+    return network, card
+
+
+def bred_corpus(
+    args: argparse.Namespace, preset: Preset, model: MorphableModel, network: nn.Module, stage: int
+) -> dict[str, Tensor]:
+    """Steps 1 to 3 of Algorithm 1."""
+    inputs = target_inputs(args.pictures, args.targets, preset.side, args.seed)
+    seen = estimates(network, model, inputs)
+
+    def make(chunk: int, size: int) -> dict[str, Tensor]:
+        drawn = generator(args.seed, 10_000 + stage, chunk)
+        first = chunk * CHUNK // 2 + stage * preset.bred // 2  # each step takes other targets, if there are
+        chosen = seen[torch.arange(first, first + size // 2) % len(seen)]
+        return rendered(model, breed(model, chosen.to(model.mean), drawn), drawn, preset.side)
+
+    folder = args.folder / "breeding" / f"stage_{stage}"
+    corpus = in_chunks(folder, preset.bred, make, f"breeding {stage}, ")
+    save_file({"estimates": seen}, folder / "estimates.tmp")
+    (folder / "estimates.tmp").replace(folder / "estimates.safetensors")
+    return corpus
+
+
+def hardware(run: Run) -> str:
+    """In words."""
+    if run.device.type == "cuda":
+        return f"{run.fabric.world_size} × {torch.cuda.get_device_name()}"
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
+def main() -> None:
+    """See the top of the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    rows = ["plain", "model_space", "breeding", "resnet101"]
+    parser.add_argument("--row", default="breeding", choices=rows)
+    parser.add_argument("--preset", default="cpu", choices=list(PRESETS))
+    parser.add_argument("--targets", nargs="+", default=["portrait:4000"], metavar="FOLDER")
+    parser.add_argument("--folder", type=Path, default=Path("runs/inversefacenet"))
+    parser.add_argument("--pictures", type=Path, default=Path("runs/inversefacenet/pictures"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=["corpus", "targets"], help="make these pictures and stop")
+    args = parser.parse_args()
+    preset = PRESETS[args.preset]
+    if args.row == "resnet101":  # Table 1: twice the iterations
+        preset = Preset(**asdict(preset) | {"network": "resnet101", "steps": 2 * preset.steps})
+    if args.only == "corpus":
+        model = MorphableModel.load(None, preset.subdivisions)
+        synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)
+    elif args.only == "targets":
+        target_inputs(args.pictures, args.targets, preset.side, args.seed)
+    else:
+        network, card = train(args.row, preset, args)
+        if int(os.environ.get("RANK", 0)) == 0:
+            losses = card.pop("losses")
+            save_checkpoint(args.folder / f"{args.row}.safetensors", network, card)
+            (args.folder / f"{args.row}_losses.json").write_text(json.dumps(losses) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""InverseFaceNet (Kim et al., CVPR 2018): one masked picture in, pose, shape, expression, skin and light out.
+
+    method = InverseFaceNet.load()                     # the shipped network
+    said = method.reconstruct(load_photo("me.jpg"))    # a Reconstruction
+
+The parameters are Eq. 1's (R, shape, expression, reflectance, illumination), as many as the face model has:
+the paper's 3 + 128 + 64 + 128 + 27 = 350; the shipped model has 80 albedo components, so 302. The sampler of
+Sec. 5 is `DISTRIBUTIONS["inversefacenet"]`. One thing is added to the paper: its vector has no translation
+because the landmarks' box fills the picture, but dlib's landmarks miss the jaw by some per cent of the face;
+so three more outputs, the `frame`, say where in the picture the face's true box is.
+"""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from scipy.spatial import ConvexHull
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from facelab.augmentation import procedural_backgrounds, to_bytes
+from facelab.camera import PerspectiveCamera
+from facelab.distributions import LIMITS_DEGREES, InverseFaceNetDistribution
+from facelab.errors import ParameterError
+from facelab.image_formation import render
+from facelab.morphable_model import MorphableModel
+from facelab.networks import encoder
+from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_face
+from facelab.records import Reconstruction
+from facelab.training import load_checkpoint
+
+SIDE = 240  # px, of the network's input
+FRAME = 3  # outputs after the parameters: centre (x, y) and log of the side of the face's box in the input
+DISTRIBUTION = InverseFaceNetDistribution()
+OMEGA = {"rotation": 400.0, "shape": 50.0, "expression": 50.0, "reflectance": 100.0, "light": 20.0}  # Eq. 8
+OMEGA_FRAME = 2000.0  # 1 % of the picture weighs as much as 3 degrees
+PER_CENT = 100.0  # the unit in which reflectance enters the loss; shape and expression are in mm
+# Sec. 7, standard deviations in the paper's units; degrees for the rotation, which is uniform
+NOISE = {"rotation": 5.0, "shape": 0.05, "expression": 0.1, "reflectance": 0.2, "light": 0.02}
+INNER_LIPS = (61, 62, 63, 65, 66, 67)  # 66 landmarks: without the inner corners 60 and 64
+
+
+# --- loss (Sec. 6.2) ----------------------------------------------------------------------------------------
+
+
+def model_space_weights(model: MorphableModel) -> Tensor:
+    """The diagonal of Sigma (layout.size + FRAME,), Eq. 8: standard deviations of the model times omega.
+
+    The paper does not print the units of its sigmas. Here they are mm (RMS over the face) per unit of a
+    parameter for shape and expression, and per cent of reflectance.
+    """
+    layout = DISTRIBUTION.layout(model)
+    one = layout.join({name: model.mean.new_ones(size) for name, size in layout.sizes.items()})
+    unit = DISTRIBUTION.coefficients(model, one)["expression"].abs()
+    sigma = {
+        "rotation": one.new_ones(3),
+        "shape": model.identity_sigma,
+        "expression": unit * model.expression_sigma,
+        "reflectance": PER_CENT * model.albedo_sigma,
+        "light": one.new_ones(27),
+    }
+    theta = layout.join({name: OMEGA[name] * value for name, value in sigma.items()})
+    return torch.cat([theta, theta.new_full((FRAME,), OMEGA_FRAME)])
+
+
+def parameter_loss(predicted: Tensor, truth: Tensor, weights: Tensor | float = 1.0) -> Tensor:
+    """|Sigma (p - theta)|² (..., P) -> (...): Eq. 6 with A = Sigma^T Sigma, Sigma = diag(`weights`).
+
+    With weights 1 it is the plain l2 loss of the paper's baseline.
+    """
+    return (weights * (predicted - truth)).square().sum(-1)
+
+
+# --- what the network sees (Sec. 6.1) -----------------------------------------------------------------------
+
+
+def face_mask(landmarks: Tensor, side: int = SIDE) -> Tensor:
+    """(1, side, side) bool: the hull of 66 of the 68 landmarks (68, 2) px, the mouth's inside taken out.
+
+    The 66 of the paper's tracker are iBUG's without the inner mouth corners.
+    """
+    points = landmarks.detach().cpu().double().numpy() - 0.5  # Pillow's pixel centres are whole numbers
+    mask = Image.new("1", (side, side))
+    draw = ImageDraw.Draw(mask)
+    for corners, value in ((points[ConvexHull(points).vertices], 1), (points[list(INNER_LIPS)], 0)):
+        draw.polygon(corners.flatten().tolist(), fill=value)
+    return torch.from_numpy(np.array(mask))[None].to(landmarks.device)
+
+
+def network_input(image: Tensor, landmarks: Tensor, side: int = SIDE) -> tuple[Tensor, Crop]:
+    """The masked input (3, side, side) of a picture (3, H, W) in [0, 1]: the landmarks' box fills it."""
+    crop = crop_face(image, landmarks, side, scale=1.0, up=0.0)
+    return crop.image * (face_mask(crop.landmarks, side) & crop.inside), crop
+
+
+def detector_noise(landmarks: Tensor, generator: torch.Generator) -> Tensor:
+    """Landmarks (B, 68, 2) as a detector might have found them.
+
+    Smooth errors of jaw, brows and mouth, the parts that decide on box and mask, as large as dlib's on 68
+    rendered pictures (median distance 3 % of the face); waves of zero, one half and one period along a part.
+    """
+    size = (landmarks.amax(-2) - landmarks.amin(-2)).amax(-1)[:, None, None]
+    moved = landmarks + 0.01 * size * torch.randn(len(landmarks), 1, 2, generator=generator).to(landmarks)
+    for part, strength in ((slice(0, 17), 0.02), (slice(17, 27), 0.014), (slice(48, 68), 0.015)):
+        count = part.stop - part.start
+        wave = torch.outer(torch.linspace(0, math.pi, count), torch.arange(3.0)).cos()
+        heights = torch.randn(len(landmarks), 3, 2, generator=generator)
+        moved[:, part] += strength * size * (wave @ heights).to(landmarks)
+    return moved
+
+
+@torch.no_grad()
+def synthesise(
+    model: MorphableModel,
+    theta: Tensor,
+    generator: torch.Generator,
+    side: int = SIDE,
+    noise: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Training pairs from parameters (B, layout.size): (pictures (B, 3, side, side) uint8, truth (B, P + 3)).
+
+    Faces are rendered before a random background with room around them, then cut out by `network_input` with
+    landmarks as a detector finds them (`noise`; without it the true ones). `side` 120 halves the pictures,
+    which is what the small network sees.
+    """
+    size, room = SIDE, 1.25
+    scene = DISTRIBUTION.decode(model, theta, size)
+    shrunk = replace(
+        scene.camera,
+        focal=scene.camera.focal / room,
+        principal=size / 2 + (scene.camera.principal - size / 2) / room,
+    )
+    landmarks = size / 2 + (scene.landmarks - size / 2) / room
+    background = procedural_backgrounds(len(theta), size, size, generator).to(theta.device)
+    picture = render(
+        scene.vertices, model.triangles, shrunk, scene.light, scene.diffuse, None, size, size,
+        background=background,
+    )  # fmt: skip
+    found = detector_noise(landmarks, generator) if noise else landmarks
+    inputs, frames = [], []
+    for image, points, truth in zip(picture.image.clamp(0, 1), found, landmarks):
+        masked, crop = network_input(image, points)
+        inputs.append(masked)
+        frames.append(box_of(crop.to_crop(truth), SIDE))
+    images = avg_pool2d(torch.stack(inputs), SIDE // side) if side < SIDE else torch.stack(inputs)
+    return to_bytes(images), torch.cat([theta, torch.stack(frames)], -1)
+
+
+def box_of(landmarks: Tensor, side: int) -> Tensor:
+    """The frame (..., 3) of landmarks (..., 68, 2) in a picture of side×side px; zero when they fill it."""
+    low, high = landmarks.amin(-2), landmarks.amax(-2)
+    length = (high - low).amax(-1, keepdim=True) / side
+    return torch.cat([(low + high) / (2 * side) - 0.5, length.log()], -1)
+
+
+# --- breeding (Sec. 7) --------------------------------------------------------------------------------------
+
+
+def clamp_parameters(model: MorphableModel, theta: Tensor) -> Tensor:
+    """Parameters (..., layout.size) brought to where faces still are faces.
+
+    Half as much again as the sampler's rotations, its expressions, four standard deviations of shape and
+    reflectance, light between darkness and thrice the sampler's.
+    """
+    parts = dict(DISTRIBUTION.layout(model).split(theta))
+    limit = 1.5 * theta.new_tensor(LIMITS_DEGREES).deg2rad()
+    parts["rotation"] = parts["rotation"].clamp(-limit, limit)
+    parts["shape"], parts["reflectance"] = parts["shape"].clamp(-4, 4), parts["reflectance"].clamp(-4, 4)
+    bias = torch.zeros_like(parts["expression"][..., :])
+    bias[..., 0] = 4.8
+    parts["expression"] = (parts["expression"] - bias).clamp(-12, 12) + bias
+    light = parts["light"].unflatten(-1, (9, 3))
+    constant, rest = light[..., :1, :].clamp(0.05, 3.6), light[..., 1:, :].clamp(-2, 2)
+    parts["light"] = torch.cat([constant, rest], -2).flatten(-2)
+    return DISTRIBUTION.layout(model).join(parts)
+
+
+def breed(model: MorphableModel, theta: Tensor, generator: torch.Generator, copies: int = 2) -> Tensor:
+    """Step 2 of Algorithm 1: `copies` perturbed vectors of each (B, layout.size) -> (copies * B, ...).
+
+    The printed noise: U(-5°, 5°) on the angles, N(0, s) on the rest, s taken as a standard deviation.
+    """
+    parts = DISTRIBUTION.layout(model).split(theta.repeat(copies, 1))
+    bred = {}
+    for name, part in parts.items():
+        if name == "rotation":
+            drawn = 2 * torch.rand(part.shape, generator=generator) - 1
+            bred[name] = part + math.radians(NOISE[name]) * drawn.to(part)
+        else:
+            bred[name] = part + NOISE[name] * torch.randn(part.shape, generator=generator).to(part)
+    return clamp_parameters(model, DISTRIBUTION.layout(model).join(bred))
+
+
+# --- the method ---------------------------------------------------------------------------------------------
+
+
+class InverseFaceNet:
+    """A trained network with its face model: a scoreboard Method."""
+
+    name = "inversefacenet"
+
+    def __init__(
+        self, network: nn.Module, model: MorphableModel, detector: LandmarkDetector | None = None
+    ) -> None:
+        self.network, self.model, self.detector = network.eval(), model, detector
+
+    @classmethod
+    def load(
+        cls, path: str | Path = "inversefacenet", subdivisions: int = 1, device: str = "cpu"
+    ) -> "InverseFaceNet":
+        """A checkpoint with its card; by default the shipped one. Raises ModelFileError."""
+        weights, card = load_checkpoint(path)
+        model = MorphableModel.load(None, subdivisions, device)
+        network = encoder(card["network"], DISTRIBUTION.layout(model).size + FRAME)
+        network.load_state_dict(weights)
+        return cls(network.to(device), model)
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Masked inputs (B, 3, S, S) in [0, 1] -> parameters (B, layout.size), clamped, and frames (B, 3)."""
+        theta, frame = self.network(inputs).float().tensor_split([-FRAME], -1)
+        return clamp_parameters(self.model, theta), frame.clamp(-0.3, 0.3)
+
+    def camera(self, theta: Tensor, frame: Tensor, crop: Crop) -> PerspectiveCamera:
+        """The camera that puts the face (P,) where its frame (3,) says, in pixels of the whole photo."""
+        camera = DISTRIBUTION.decode(self.model, theta[None], SIDE).camera
+        zoom, middle = frame[2].exp(), theta.new_full((2,), SIDE / 2)
+        principal = middle + SIDE * frame[:2] + zoom * (camera.principal[0] - middle)
+        return PerspectiveCamera(
+            camera.rotation[0],
+            camera.translation,
+            zoom * camera.focal[0] / crop.matrix[0, 0].to(theta),
+            crop.to_photo(principal),
+        )
+
+    def reconstruct(self, image: Tensor) -> Reconstruction:
+        """The face in a picture (3, H, W) sRGB in [0, 1]. Raises PhotoErrors: no face, not a picture, ..."""
+        check_image(image)
+        return self.reconstruct_at(image, find_face(image, self.detector).landmarks)
+
+    @torch.no_grad()
+    def reconstruct_at(self, image: Tensor, landmarks: Tensor) -> Reconstruction:
+        """The same with landmarks (68, 2) px from elsewhere."""
+        image = image.to(self.model.mean)
+        masked, crop = network_input(image, landmarks.to(image))
+        theta, frame = (value[0] for value in self.predict(masked[None]))
+        if not bool(torch.isfinite(theta).all()):
+            raise ParameterError("The network's answer is not finite; load its checkpoint again.")
+        parts = DISTRIBUTION.coefficients(self.model, theta)
+        height, width = image.shape[-2:]
+        return Reconstruction.from_coefficients(
+            self.model, self.camera(theta, frame, crop), height, width,
+            parts["identity"], parts["expression"], parts["albedo"], parts["light"],
+        )  # fmt: skip
