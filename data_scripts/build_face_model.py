@@ -147,10 +147,10 @@ def build_shape(count: int = PEOPLE, seed: int = SEED) -> Shape:
     mean[head] = people.shapes.mean(0)
     mean = 0.5 * (mean + mean[base.mirror] * FLIP)
     cage = crop_face(base, mean, read_mask("lips"))
-    people.shapes = people.shapes[:, np.searchsorted(head, cage.base_vertices)]
+    people.shapes = cage.shapes(people.shapes[:, np.searchsorted(head, cage.base_vertices)])
 
     skin = np.unique(cage.quads[in_regions(cage, "skin", "lips")])
-    mean = mean[cage.base_vertices]
+    mean = cage.shapes(mean[cage.base_vertices][None])[0]
     front = skin[np.linalg.norm(mean[skin] - mean[cage.nose_tip], axis=1) < 95]
     shapes, mean = align(people.shapes, front, cage.mirror)
 
@@ -173,6 +173,7 @@ def build_shape(count: int = PEOPLE, seed: int = SEED) -> Shape:
         area[ids] += share / len(ids)
     area /= area.sum()
     actions = read_expressions(cage.base_vertices)
+    actions = dict(zip(actions, cage.offsets(np.stack(list(actions.values())))))
     basis, sigma, coefficients = expression_pca(actions, area, cage.mirror, seed)
     people.shapes = shapes
     return Shape(

@@ -14,6 +14,9 @@ from facelab.morphable_model import REGIONS
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
+TEETH_DOWN, TEETH_HEIGHT = 2.1, 1.25  # mm, and a factor
+BORDER_ROUNDS = 5
+
 
 @dataclass
 class Cage:
@@ -26,6 +29,24 @@ class Cage:
     uv: Floats  # (U, 2) in the window
     uv_quads: Ints  # (Q, 4)
     nose_tip: int
+    smoothing: csr_array  # (V, V): smooths the face's border, leaves every other vertex where it is
+
+    def shapes(self, shapes: Floats) -> Floats:
+        """Heads (N, V, 3) in mm, taken from the wheel's vertices, as the model has them: the border of the
+        crop smooth, the teeth as far down as people's are. The wheel's are hidden behind the upper lip."""
+        return self.lower_teeth(self.offsets(shapes))
+
+    def lower_teeth(self, shapes: Floats) -> Floats:
+        """The teeth's part of `shapes`; changes its argument and returns it."""
+        teeth = np.unique(self.quads[self.region == REGIONS.index("teeth")])
+        height = shapes[:, teeth, 1]
+        middle = height.mean(1, keepdims=True)
+        shapes[:, teeth, 1] = middle + TEETH_HEIGHT * (height - middle) - TEETH_DOWN
+        return shapes
+
+    def offsets(self, offsets: Floats) -> Floats:
+        """The same for displacements (N, V, 3) of the wheel's vertices."""
+        return np.stack([self.smoothing @ one for one in offsets]).astype(offsets.dtype)
 
 
 def first_rings(quads: Ints, start: Ints, count: int) -> Ints:
@@ -40,16 +61,34 @@ def first_rings(quads: Ints, start: Ints, count: int) -> Ints:
 
 
 def border_loop(quads: Ints, avoid: Ints) -> Ints:
-    """The closed loop of border vertices of `quads` that does not touch the vertices `avoid`, in order."""
+    """The longest closed loop of border vertices of `quads` that does not touch `avoid`, in order."""
     following = {}
     sides = {(int(a), int(b)) for q in quads for a, b in zip(q, np.roll(q, -1))}
     for a, b in sides:
         if (b, a) not in sides and a not in avoid and b not in avoid:
             following[a] = b
-    loop = [min(following)]
-    while following[loop[-1]] != loop[0]:
-        loop.append(following[loop[-1]])
-    return np.array(loop)
+    loops: list[list[int]] = []
+    while following:
+        loop = [min(following)]
+        while loop[-1] in following:
+            loop.append(following.pop(loop[-1]))
+        loops.append(loop[:-1])
+    return np.array(max(loops, key=len))
+
+
+def smooth_along(loop: Ints, count: int) -> csr_array:
+    """The matrix (count, count) that takes the steps out of a closed loop of vertices: [1 2 1] / 4, again and
+    again. The wheel's quads are large, so a border that follows them looks torn."""
+    n = len(loop)
+    kernel = (2 * np.eye(n) + np.roll(np.eye(n), 1, 1) + np.roll(np.eye(n), -1, 1)) / 4
+    kernel = np.linalg.matrix_power(kernel, BORDER_ROUNDS)
+    kernel[kernel < 1e-6] = 0
+    kernel /= kernel.sum(1, keepdims=True)
+    others = np.setdiff1d(np.arange(count), loop)
+    row, column = np.nonzero(kernel)
+    values = np.r_[kernel[row, column], np.ones(len(others))]
+    places = (np.r_[loop[row], others], np.r_[loop[column], others])
+    return csr_array((values, places), (count, count))
 
 
 def ladder(loop: Ints, position: Floats) -> tuple[Ints, Ints]:
@@ -154,7 +193,8 @@ def crop_face(base: BaseMesh, mean: Floats, lips: Floats) -> Cage:
     turn = np.linalg.norm(p[:, 0] - p[:, 2], axis=1) > np.linalg.norm(p[:, 1] - p[:, 3], axis=1) + 1e-3
     cage_quads[turn] = np.roll(cage_quads[turn], 1, axis=1)
     uv_quads[turn] = np.roll(uv_quads[turn], 1, axis=1)
-    return Cage(used, cage_quads, region, mirror, uv, uv_quads, int(position[NOSE_TIP]))
+    smoothing = smooth_along(border_loop(cage_quads[: len(skin)], np.array([], int)), len(used))
+    return Cage(used, cage_quads, region, mirror, uv, uv_quads, int(position[NOSE_TIP]), smoothing)
 
 
 def window_layout(base_uv: Floats, uv_quads: Ints, region: NDArray[np.uint8]) -> tuple[Floats, Ints]:
