@@ -60,6 +60,10 @@ class CorpusError(FacelabError):
     """A corpus on disk is missing, unfinished, damaged, changed, or made with other settings."""
 
 
+class DatasetError(FacelabError):
+    """A downloaded data set, or a file of it, is missing, incomplete, damaged, or of another structure."""
+
+
 class DivergenceError(FacelabError):
     """The loss of a training is no longer a number, or has exploded."""
 

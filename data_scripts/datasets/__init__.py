@@ -1,0 +1,29 @@
+"""Readers of real sets of faces that their authors give out: downloaded folder in, `FaceRecord`s out.
+
+    records = READERS["aflw2000"]("downloads/AFLW2000-3D")
+    len(records), records[0], records[:100]
+
+Each reader checks the folder, and makes a record when it is asked for. Nothing is downloaded, nothing is
+unpickled. Where a set is had, under which terms, and what about its structure could not be checked without
+having it, is said in the docstring of its module. Errors: DatasetError, and those of `load_photo`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from facelab.test_sets import Records
+
+from . import aflw2000, celeba, facescape, facewarehouse, frgc, lfw, micc, now, vw300, w300lp
+
+READERS: dict[str, Callable[[str | Path], Records]] = {
+    "celeba": celeba.read,
+    "lfw": lfw.read,
+    "300w-lp": w300lp.read,
+    "aflw2000": aflw2000.read,
+    "300-vw": vw300.read,
+    "facewarehouse": facewarehouse.read,
+    "micc": micc.read,
+    "now": now.read,
+    "facescape": facescape.read,
+    "frgc": frgc.read,
+}
