@@ -32,7 +32,7 @@ CATEGORY = {clip: name for name, clips in CATEGORIES.items() for clip in clips.s
 
 def read(folder: str | Path) -> Records:
     """Every annotated frame of every clip. Raises DatasetError, with a command if frames are missing."""
-    root = place(folder, ("*/annot", "300VW_Dataset_2015_12_14/*/annot"), PAGE).parents[1]
+    root = place(folder, ("*/annot", "*/*/annot"), PAGE).parents[1]
     pairs = []
     for clip in sorted({path.parent for name in ("annot", "vid.avi") for path in root.glob(f"*/{name}")}):
         points = sorted(path for path in (clip / "annot").glob("*.pts") if path.stem.isdigit())
