@@ -24,10 +24,11 @@ from torch.nn.functional import avg_pool2d
 from facelab.augmentation import procedural_backgrounds, to_bytes
 from facelab.camera import PerspectiveCamera
 from facelab.distributions import LIMITS_DEGREES, InverseFaceNetDistribution
-from facelab.errors import ParameterError
+from facelab.errors import ModelFileError, ParameterError
 from facelab.image_formation import render
-from facelab.morphable_model import MorphableModel
+from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
+from facelab.photo_folders import sha256_of
 from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_face
 from facelab.records import Reconstruction
 from facelab.training import load_checkpoint
@@ -214,8 +215,16 @@ class InverseFaceNet:
         """A checkpoint with its card; by default the shipped one. Raises ModelFileError."""
         weights, card = load_checkpoint(path)
         model = MorphableModel.load(None, subdivisions, device)
-        network = encoder(card["network"], DISTRIBUTION.layout(model).size + FRAME)
-        network.load_state_dict(weights)
+        if card.get("face_model") != sha256_of(DEFAULT_MODEL):
+            raise ModelFileError(
+                f"The checkpoint '{path}' was trained for another face model, where its numbers mean other "
+                "faces; train again with data_scripts/train_inversefacenet.py."
+            )
+        try:
+            network = encoder(card["network"], DISTRIBUTION.layout(model).size + FRAME)
+            network.load_state_dict(weights)
+        except (KeyError, RuntimeError) as error:
+            raise ModelFileError(f"The checkpoint '{path}' does not fit the face model: {error}") from error
         return cls(network.to(device), model)
 
     @torch.no_grad()
