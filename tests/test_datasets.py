@@ -392,7 +392,7 @@ def matlab(**arrays: np.ndarray) -> bytes:
 WRONG = np.zeros((67, 2))
 DAMAGE = {
     "celeba-no-attributes": ("celeba", damage("list_attr*", None), "list_attr_celeba.txt"),
-    "celeba-cut-attributes": ("celeba", damage("list_attr*", "2\na b\n000001.jpg 1 1\n000002.jpg 1"), "000002"),
+    "celeba-cut-attributes": ("celeba", damage("list_attr*", "2\na b\n1.jpg 1 1\n2.jpg 1"), "2.jpg"),
     "celeba-one-row": ("celeba", damage("list_attr*", "2\nMale Young Eyeglasses\na 1 1 1"), "cut off"),
     "celeba-no-picture": ("celeba", damage("000002.jpg", None), "1 pictures"),
     "celeba-no-identity": ("celeba", damage("identity*", "000001.jpg\n"), "identity_CelebA"),

@@ -5,10 +5,10 @@ Terms:  those of AFLW (https://www.tugraz.at/institute/icg/research/team-bischof
         non-commercial research, no passing on. Paper: Zhu et al., Face Alignment Across Large Poses: A 3D
         Solution, CVPR 2016.
 Folder: AFLW2000/image00002.jpg and .mat (pt3d_68 (3, 68), Pose_Para (1, 7), pt2d (2, 21) ...).
-Truth:  landmarks are x, y of pt3d_68, projected points of the fitted model: beyond the smallest yaw their jaw
-        is *not* on the visible contour, and hidden points are guesses; compare points 17 to 67 alone, or call
-        it what it is. Some of the fits are poor; others have published better ones. Pose as in 300W-LP; about
-        30 faces are turned by more than 99 degrees, which pose papers leave out.
+Truth:  landmarks are x, y of pt3d_68, projected points of the fitted model: except in frontal views their jaw
+        is *not* on the visible contour, and hidden points are guesses; compare points 17 to 67 alone. Some of
+        the fits are poor; others have published better landmarks. Pose as in 300W-LP; about 30 faces are
+        turned by more than 99 degrees, which papers on pose leave out.
 Checked: layout, keys and shapes against public readers; not against the set itself. That pt3d_68 counts
         from 1 is assumed.
 """
