@@ -33,6 +33,7 @@ from facelab.methods.energy import (
 from facelab.methods.residuals import Estimate, VertexBases, shrink, unknowns, visible_vertices
 from facelab.morphable_model import MorphableModel
 from facelab.photos import Crop, LandmarkDetector, crop_face, find_face
+from facelab.records import Reconstruction
 
 Progress = Callable[[str, float], None]
 
@@ -72,6 +73,20 @@ class Fit:
         return render(
             self.vertices(model), model.triangles, self.camera(size), light, diffuse, None, size, size
         )
+
+    def reconstruction(self, image: Tensor, model: MorphableModel | None = None) -> Reconstruction:
+        """The same in the pixels of `image` (3, H, W): what the crop was cut from, or the crop itself."""
+        camera = self.camera()
+        if self.crop is not None:  # a crop shifts and scales, no more
+            camera = replace(
+                camera,
+                focal=camera.focal / self.crop.matrix[0, 0].to(camera.focal),
+                principal=self.crop.to_photo(camera.principal),
+            )
+        said, model = self.estimate, _fitted_part(model or self.model, self.estimate)
+        parts = {"identity": said.identity, "expression": said.expression, "albedo": said.albedo}
+        height, width = image.shape[-2:]
+        return Reconstruction.from_coefficients(model, camera, height, width, **parts, light=said.light)
 
 
 def _fitted_part(model: MorphableModel, estimate: Estimate) -> MorphableModel:
