@@ -31,7 +31,7 @@ from facelab.errors import FacelabError, ParameterError
 from facelab.measures import METRICS, Metric
 from facelab.methods.energy import Settings
 from facelab.methods.fitting import fit_landmarks, reconstruct
-from facelab.morphable_model import MorphableModel
+from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.photos import crop_face, find_face
 from facelab.records import FaceRecord, Reconstruction
 
@@ -76,6 +76,8 @@ class Row:
     seed: int
     hardware: str
     torch: str
+    face_model: str
+    """digest of the shipped model's file"""
     commit: str
     date: str
     outcomes: list[Outcome]
@@ -144,8 +146,9 @@ def evaluate(
     """
     row = Row(method.name, test_set, preset, seed, *_circumstances(), outcomes=[])
     settings = {"method": method.name, "test_set": test_set, "preset": preset, "seed": seed}
-    log = None if folder is None else Path(folder) / f"{_file_name(row)}.jsonl"
-    outcomes = [] if log is None else _resume(log, settings | {"measures": list(measures)})
+    settings |= {"measures": list(measures), "face_model": row.face_model}
+    log = None if folder is None else log_file(row, folder)
+    outcomes = [] if log is None else _resume(log, settings)
     names = {outcome.name for outcome in outcomes}
     rest = range(len(outcomes), len(records))
     for i in tqdm(rest, f"{method.name}, {test_set}", len(records), initial=len(outcomes), leave=False):
@@ -192,8 +195,8 @@ def _resume(log: Path, settings: dict[str, Any]) -> list[Outcome]:
     return [Outcome(**json.loads(line)) for line in lines[1:-1]]
 
 
-def _circumstances() -> tuple[str, str, str, str]:
-    """Hardware, torch, commit and date of a run, without the machine's name."""
+def _circumstances() -> tuple[str, str, str, str, str]:
+    """Hardware, torch, face model, commit and date of a run, without the machine's name."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -202,11 +205,17 @@ def _circumstances() -> tuple[str, str, str, str]:
     hardware = f"CPU {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
     if torch.cuda.is_available():
         hardware = f"{torch.cuda.get_device_name()}; {hardware}"
-    return hardware, torch.__version__, commit, datetime.date.today().isoformat()
+    digest = DEFAULT_MODEL.with_suffix(".safetensors.sha256").read_text()[:12]
+    return hardware, torch.__version__, digest, commit, datetime.date.today().isoformat()
 
 
 def _file_name(row: Row) -> str:
     return f"{row.test_set}__{re.sub('[^a-z0-9]+', '_', row.method.lower()).strip('_')}"
+
+
+def log_file(row: Row, folder: str | Path) -> Path:
+    """Where `evaluate` keeps the outcomes of a row while it runs."""
+    return Path(folder) / f"{_file_name(row)}.jsonl"
 
 
 def save_row(row: Row, folder: str | Path = RESULTS) -> Path:

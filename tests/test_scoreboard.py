@@ -239,7 +239,7 @@ def a_row(method: str, values: dict[str, list[float | None]], test_set: str = "s
         group = {"skin": "dark" if i < 2 else "light"}
         failure = None if numbers else "NoFaceError: none"
         outcomes.append(Outcome(f"p{i}", group, 10.0 * i, numbers, failure))
-    return Row(method, test_set, "quick", 0, "a CPU", "2.13.0", "abc", "2026-01-01", outcomes)
+    return Row(method, test_set, "quick", 0, "a CPU", "2.13.0", "0123", "abc", "2026-01-01", outcomes)
 
 
 def test_rows_survive_saving(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""Rows of the scoreboard: methods on test sets, into results/.
+
+    python benchmarks/scoreboard.py                                   baselines on the sets that need nothing
+    python benchmarks/scoreboard.py --set ict=FOLDER photos=FOLDER    on sets that the user has
+    python benchmarks/scoreboard.py --method my_module:MyMethod       another method (docs/adding_a_method.md)
+
+A run that is stopped goes on where it was. A row of a folder of photographs has the folder's name in its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from facelab.scoreboard import RESULTS, Method, evaluate, log_file, markdown, save_row, table
+from facelab.test_sets import load_test_set
+
+BASELINES = ("AverageFace", "LandmarkFitting", "FullFitting")
+SETS = ("in_model", "outside", "path_traced")
+
+
+def make_method(name: str) -> Method:
+    """An instance of a class: one of `BASELINES`, or "module:Class" from where Python finds it."""
+    module, _, kind = name.rpartition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    method: Method = getattr(importlib.import_module(module or "facelab.scoreboard"), kind)()
+    return method
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--method", nargs="+", default=BASELINES, metavar="CLASS")
+    parser.add_argument("--set", nargs="+", default=SETS, metavar="NAME[=FOLDER]")
+    parser.add_argument("--limit", type=int, default=60, help="pictures a set (default 60)")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--runs", type=Path, default=RESULTS.parent / "runs" / "scoreboard")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore", message="The picture has .* faces")
+    rows = []
+    for name in arguments.set:
+        name, _, folder = name.partition("=")
+        records = load_test_set(name, arguments.limit, folder or None)
+        label = f"photos_{Path(folder).name}" if name == "photos" else name
+        for kind in arguments.method:
+            row = evaluate(make_method(kind), records, label, preset="full", folder=arguments.runs)
+            save_row(row, arguments.results)
+            log_file(row, arguments.runs).unlink()
+            rows.append(row)
+            print(markdown(table(rows[-1:])), flush=True)
+    print(markdown(table(rows)))
+
+
+if __name__ == "__main__":
+    main()
