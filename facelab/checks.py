@@ -403,3 +403,30 @@ register(
         hint="torch.linalg.svd of the centred population: Vh holds the basis, sigma = S / sqrt(n - 1).",
     )
 )
+
+
+def _model_space_loss(predicted: Tensor, theta: Tensor, sigma: Tensor) -> Tensor:
+    return (sigma * (predicted - theta)).square().sum(-1)
+
+
+register(
+    Exercise(
+        name="model-space loss",
+        task="f(predicted (B, P), theta (B, P), sigma (P,)) -> (B,): (p - θ)ᵀ ΣᵀΣ (p - θ), Σ = diag(sigma).",
+        reference=_model_space_loss,
+        inputs=lambda g: (_uniform(g, 5, 7), _uniform(g, 5, 7), _uniform(g, 7, low=0.1, high=3.0)),
+        difficulty=1,
+        minutes=5,
+        mistakes={
+            "Sigma is squared, too: it stands on both sides of A = ΣᵀΣ.": lambda p, t, s: (
+                s * (p - t).square()
+            ).sum(-1),
+            "That is the plain l2 loss; weight the difference with sigma.": lambda p, t, s: (
+                (p - t).square().sum(-1)
+            ),
+            "Sum over the parameters, do not average.": lambda p, t, s: _model_space_loss(p, t, s) / len(s),
+            "That is its root; the loss is squared.": lambda p, t, s: _model_space_loss(p, t, s).sqrt(),
+        },
+        hint="Weight the difference first, then square and sum.",
+    )
+)

@@ -1,0 +1,105 @@
+"""How fast is a network's answer beside fitting by optimisation, on the same pictures?
+
+    python benchmarks/inference.py [--device cuda] [--pictures 64] [--fits 5]
+
+Milliseconds per picture at batch 1 and 64: of InverseFaceNet's networks (the shipped small one; AlexNet and
+ResNet-101 with random weights, since speed does not depend on them), of its whole `reconstruct` (landmarks,
+masked crop, network, camera, rendered answer), and of fitting. Results go to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from facelab.methods.fitting import reconstruct
+from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, SIDE, InverseFaceNet, network_input
+from facelab.networks import encoder
+from facelab.photos import find_face
+from facelab.test_sets import load_test_set
+
+from report import describe_run
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def milliseconds(call: Callable[[], Any], pictures: int, device: str, repeats: int = 5) -> float:
+    """Median over `repeats`, per picture, after one call that does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        call()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - start) / pictures)
+    return float(np.median(times[1:]))
+
+
+def main() -> None:
+    """See the top of the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--fits", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    method = InverseFaceNet.load(subdivisions=1)
+    records = load_test_set("in_model", limit=args.pictures)
+    found = [(r.image, find_face(r.image).landmarks) for r in list(records)[:8]]
+    one = torch.stack([network_input(image, points)[0] for image, points in found])
+    inputs = one.repeat(-(-args.pictures // len(one)), 1, 1, 1)[: args.pictures].to(args.device)
+
+    lines: dict[str, dict[str, float]] = {}
+    outputs = DISTRIBUTION.layout(method.model).size + FRAME
+    networks = {"small (shipped)": method.network}
+    networks |= {kind: encoder(kind, outputs).eval() for kind in ("alexnet", "resnet101")}
+    with torch.inference_mode():
+        for name, network in networks.items():
+            network = network.to(args.device)
+            lines[f"network {name}"] = {
+                "batch 1": milliseconds(lambda n=network: n(inputs[:1]), 1, args.device),  # type: ignore[misc]
+                "batch 64": milliseconds(
+                    lambda n=network: n(inputs), len(inputs), args.device, 3 if args.device == "cpu" else 20
+                ),  # type: ignore[misc]
+            }
+    method.network.to("cpu")
+    image, points = found[0]
+    lines["InverseFaceNet with landmarks, camera, rendering"] = {
+        "batch 1": milliseconds(lambda: method.reconstruct_at(image, points), 1, "cpu")
+    }
+    lines["InverseFaceNet from the picture alone"] = {
+        "batch 1": milliseconds(lambda: method.reconstruct(image), 1, "cpu")
+    }
+    fits = []
+    for image, _ in found[: args.fits]:
+        start = time.perf_counter()
+        reconstruct(image)
+        fits.append(1000 * (time.perf_counter() - start))
+    lines["fitting by optimisation"] = {"batch 1": float(np.median(fits))}
+    slow = lines["fitting by optimisation"]["batch 1"]
+    report = {
+        "run": describe_run(0) | {"device": args.device, "input": SIDE},
+        "milliseconds per picture": lines,
+        "fitting over network": {
+            name: {batch: slow / value for batch, value in values.items()}
+            for name, values in lines.items()
+            if name.startswith(("network", "InverseFaceNet"))
+        },
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"inference_{args.device.split(':')[0]}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    for name, values in lines.items():
+        print(f"{name:52}", "  ".join(f"{batch}: {value:8.2f} ms" for batch, value in values.items()))
+
+
+if __name__ == "__main__":
+    main()
