@@ -1,0 +1,196 @@
+"""Train MoFA's encoder, without truth: on rendered faces, or on a folder of photographs.
+
+    python data_scripts/train_mofa.py runs/mofa_corpus runs/mofa                      # with the surrogate loss
+    python data_scripts/train_mofa.py runs/mofa_corpus runs/mofa_without --no-surrogate
+    python data_scripts/train_mofa.py my_photographs runs/mofa_photos --photos
+    torchrun --nproc_per_node 4 data_scripts/train_mofa.py ... --preset full
+
+The corpus is rendered first if it is not there; its parameters are never looked at. Landmarks, for the
+surrogate loss, are what a detector would say: on photographs what it says, on renders the true projections plus
+the errors that it made on one of 128 other renders (running it on all of them takes longer than the training).
+Killed and started again, training goes on where it was. `RUN/mofa.safetensors` is the checkpoint and
+`RUN/curves.json` holds what Figure 10 shows, measured on 256 held-out renders.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from facelab.augmentation import Degradations
+from facelab.corpora import MANIFEST, Corpus, CorpusSpec, Renderer, build_corpus
+from facelab.methods.mofa import Decoder, Encoder, Weights, loss_terms, make_network
+from facelab.methods.mofa_progress import complaints, evaluate, mirrored, warning_signs
+from facelab.photo_folders import PhotoFolder
+from facelab.photos import DlibDetector
+from facelab.training import Run, batch_indices, save_checkpoint
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # kind, side, pictures, batch, steps, optimiser, rate, rate of z, w_reg at first and at last, w_beta
+    "tiny": dict(kind="small", side=120, pictures=1024, batch=16, steps=40, adam=True, rate=1e-3, z_rate=5e-3,
+                 reg=(1e-3, 2e-4), reflectance=0.1),
+    "quick": dict(kind="small", side=120, pictures=40_960, batch=32, steps=5000, adam=True, rate=1e-3, z_rate=5e-3,
+                  reg=(1e-3, 2e-4), reflectance=0.1),
+    "full": dict(kind="alexnet", side=240, pictures=100_000, batch=5, steps=200_000, adam=False, rate=0.1,
+                 z_rate=0.0005, reg=(2.9e-5, 2.9e-5), reflectance=1.7e-3),
+}  # fmt: skip
+
+
+def corpus_spec(side: int, seed: int, clean: bool = False) -> CorpusSpec:
+    """Portraits before backgrounds; a tenth with hair, glasses or a hand, a third with each flaw of cameras."""
+    flaws = {} if clean else {"occluders": 0.1, "degradations": Degradations(probability=0.3)}
+    return CorpusSpec("portrait", seed=seed, size=side, subdivisions=1, **flaws)  # type: ignore[arg-type]
+
+
+def detector_errors(path: Path, count: int = 128) -> Tensor:
+    """(N, 68, 2) in picture widths: what dlib says minus the truth, on clean renders where it finds a face."""
+    if path.is_file():
+        return load_file(path)["errors"]
+    renderer, found = Renderer(corpus_spec(240, 7777, clean=True)), []
+    detector = DlibDetector(fallback=False)
+    for index in tqdm(range(count // 16), desc="landmark detector"):
+        batch = renderer.batch(index)
+        for image, truth in zip(batch["image"], batch["landmarks"]):
+            found += [(face.landmarks - truth) / 240 for face in detector.detect(image)[:1]]
+    save_file({"errors": torch.stack(found)}, path)
+    return torch.stack(found)
+
+
+def confidences(errors: Tensor) -> Tensor:
+    """(68,) in [0, 1]: the square of the steadiest landmark's scatter over each one's (robust: medians)."""
+    scatter = (errors - errors.median(0).values).square().sum(-1).median(0).values
+    return scatter.min() / scatter
+
+
+class Pictures(Dataset):
+    """{image (3, S, S), landmarks (68, 2) px} and nothing else: truth is thrown away here."""
+
+    def __init__(self, source: Corpus | PhotoFolder, errors: Tensor | None, side: int) -> None:
+        self.source, self.errors, self.side = source, errors, side
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        item = self.source[index]
+        landmarks = item["landmarks"]
+        if self.errors is not None:
+            landmarks = landmarks + self.side * self.errors[index % len(self.errors)]
+        return item["image"], landmarks
+
+
+def schedule(progress: float, reg: tuple[float, float]) -> tuple[float, float]:
+    """(share of the learning rate, w_reg): a short warm-up, the second half a slope to nothing; the prior is
+    relaxed geometrically over the first half, so that pose is learned before shape."""
+    share = min(1.0, progress / 0.01) * min(1.0, 2 * (1 - progress))
+    return max(share, 1e-3), max(reg[1], reg[0] * (reg[1] / reg[0]) ** (progress / 0.5))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--preset", default="quick", choices=PRESETS)
+    parser.add_argument("--no-surrogate", action="store_true")
+    parser.add_argument("--photos", action="store_true", help="CORPUS is a folder of photographs")
+    parser.add_argument("--kind", help="encoder: small, alexnet, vgg (default: the preset's)")
+    parser.add_argument("--pretrained", help="see facelab.networks.encoder")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=50)
+    arguments = parser.parse_args()
+    preset = PRESETS[arguments.preset]
+    kind, side, batch = arguments.kind or preset["kind"], preset["side"], preset["batch"]
+    steps = arguments.steps or preset["steps"]
+    arguments.run.mkdir(parents=True, exist_ok=True)
+
+    errors = None
+    if arguments.photos:
+        source: Corpus | PhotoFolder = PhotoFolder(arguments.corpus, side, workers=arguments.workers)
+    else:
+        if not (arguments.corpus / MANIFEST).is_file():
+            spec = corpus_spec(side, arguments.seed)
+            build_corpus(arguments.corpus, spec, preset["pictures"], 32, arguments.workers)
+        source = Corpus(arguments.corpus, verify=False)
+        errors = detector_errors(arguments.corpus / "detector_errors.safetensors")
+    pictures = Pictures(source, errors, side)
+    trust = None if errors is None else confidences(errors)
+
+    run = Run(arguments.run, arguments.device, every=250)
+    decoder = Decoder()
+    decoder.to(run.device)
+    torch.manual_seed(arguments.seed)
+    encoder = Encoder(make_network(kind, arguments.pretrained))
+    groups = encoder.parameter_groups(preset["rate"], preset["z_rate"])
+    optimiser = torch.optim.Adam(groups) if preset["adam"] else torch.optim.Adadelta(groups)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    network, optimizer = run.setup(encoder, optimiser)
+    held_out = [Renderer(corpus_spec(side, 999, clean=True)).batch(i) for i in range(16)]
+    state: dict[str, Any] = {"network": network, "optimizer": optimizer, "curves": [], "seconds": 0.0}
+
+    rank, processes = run.fabric.global_rank, run.fabric.world_size
+    start_time, loader, before = time.process_time(), None, 0.0
+    for step in run.steps(state, steps):
+        if loader is None:  # after the state has been resumed
+            before = state["seconds"]
+            order = (
+                batch_indices(k, batch, len(pictures), arguments.seed, rank, processes).tolist()
+                for k in range(step, steps)
+            )
+            loader = iter(DataLoader(pictures, batch_sampler=order, num_workers=arguments.workers))  # type: ignore[arg-type]
+        if step % 250 == 0 and rank == 0:
+            encoder.eval()
+            point = {"step": step, "pictures": step * batch * processes} | evaluate(decoder, encoder, held_out)
+            state["curves"].append(point)
+            tqdm.write(json.dumps({k: round(v, 4) for k, v in point.items()}))
+        encoder.train()
+        images, landmarks = (part.to(run.device) for part in next(loader))
+        flip = torch.rand(len(images), generator=torch.Generator().manual_seed(step)) < 0.5
+        images, landmarks = mirrored(images, landmarks, flip.to(run.device))
+        share, reg = schedule(step / steps, preset["reg"])
+        for group, rate in zip(optimiser.param_groups, rates):
+            group["lr"] = share * rate if preset["adam"] else rate  # the paper's rates are constant
+        weights = Weights(reg=reg, reflectance=preset["reflectance"])
+        code = network(images)
+        surrogate = None if arguments.no_surrogate else landmarks
+        loss = loss_terms(decoder, code, images, surrogate, trust, weights)["total"].mean()
+        optimizer.zero_grad()
+        run.backward(loss)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        state["seconds"] = before + time.process_time() - start_time
+    if rank > 0:
+        return
+    encoder.eval()
+    last = {"step": steps, "pictures": steps * batch * processes} | evaluate(decoder, encoder, held_out)
+    with torch.no_grad():
+        signs = warning_signs(decoder, torch.cat([encoder(b["image"].to(run.device)) for b in held_out]))
+    for sentence in complaints(signs):
+        warnings.warn(sentence, stacklevel=1)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    card = {
+        "method": "MoFA", "kind": kind, "side": side, "preset": arguments.preset, "seed": arguments.seed,
+        "surrogate": not arguments.no_surrogate, "pictures": "photographs" if arguments.photos else "synthetic",
+        "corpus": len(pictures), "seen": last["pictures"], "settings": preset | {"steps": steps},
+        "hardware": platform.processor() or platform.machine(), "device": str(run.device),
+        "cpu_seconds": round(state["seconds"]), "torch": torch.__version__, "commit": commit,
+        "date": time.strftime("%Y-%m-%d"), "held_out": last, "warning_signs": signs,
+    }  # fmt: skip
+    save_checkpoint(arguments.run / "mofa.safetensors", encoder, card)
+    (arguments.run / "curves.json").write_text(json.dumps(state["curves"] + [last], indent=1) + "\n")
+    print(json.dumps(last, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""How a training of MoFA is watched: Figure 10's errors on held-out truth, and signs that it goes wrong."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from facelab import metrics
+from facelab.distributions import DISTRIBUTIONS
+from facelab.geometry import euler_to_matrix
+from facelab.methods.mofa import LANDMARKS, LAYOUT, Decoder, loss_terms
+from facelab.morphable_model import MorphableModel
+
+MIRROR = [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1), *range(45, 41, -1), 
+          47, 46, *range(39, 35, -1), 41, 40, *range(54, 47, -1), *range(59, 54, -1),
+          *range(64, 59, -1), 67, 66, 65]  # fmt: skip
+"""Which landmark is where each of the 68 was, in a mirror."""
+
+
+def mirrored(images: Tensor, landmarks: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures (B, 3, S, S) and landmarks (B, 68, 2) px, those of `which` (B,) bool seen in a mirror."""
+    other = landmarks[:, MIRROR] * landmarks.new_tensor([-1.0, 1.0])
+    other = other + landmarks.new_tensor([images.shape[-1], 0.0])
+    flipped = torch.where(which[:, None, None, None], images.flip(-1), images)
+    return flipped, torch.where(which[:, None, None], other, landmarks)
+
+
+@torch.no_grad()
+def evaluate(
+    decoder: Decoder, encoder: nn.Module, batches: Sequence[Mapping[str, Tensor]]
+) -> dict[str, float]:
+    """Figure 10's errors on batches of a "portrait" corpus, whose truth the training never sees.
+
+    "geometry_mm": see `metrics.posed_distance_mm`. "photometric": mean distance in sRGB, channels in [0, 1],
+    over the visible vertices. "landmarks_px": mean distance of the 46 landmarks, at 240 px. And
+    "pose_degrees".
+    """
+    full = MorphableModel.load(subdivisions=0, device=decoder.start.device)
+    sums: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        images, size = batch["image"].to(decoder.start), batch["image"].shape[-1]
+        code = encoder(images)
+        scene = DISTRIBUTIONS["portrait"].decode(full, batch["parameters"].to(images), size)
+        parts = LAYOUT.split(code)
+        rotation, truth = euler_to_matrix(parts["rotation"]), scene.camera.rotation
+        vertices = decoder.model.vertices(parts["shape"], parts["expression"])
+        marks = decoder.landmarks(code, size) - scene.landmarks[:, list(LANDMARKS)]
+        values = {
+            "geometry_mm": metrics.posed_distance_mm(vertices @ rotation.mT, scene.vertices @ truth.mT),
+            "photometric": loss_terms(decoder, code, images)["photo"],
+            "landmarks_px": marks.norm(dim=-1).mean(-1) * 240 / size,
+            "pose_degrees": metrics.pose_error_degrees(rotation, truth),
+        }
+        for name, value in values.items():
+            sums.setdefault(name, []).append(value)
+    return {name: float(torch.cat(value).mean()) for name, value in sums.items()}
+
+
+@torch.no_grad()
+def warning_signs(decoder: Decoder, code: Tensor) -> dict[str, float]:
+    """Numbers that show how training goes wrong, from the codes (B, 257) of B >= 2 different pictures.
+
+    - `shape_spread`, `expression_spread`: standard deviation between pictures, root mean square over the
+      first ten components, in the model's: towards 0 everybody gets one face (collapse to the mean).
+    - `outside`: share of visible vertices beyond the picture's border (the face is leaving).
+    - `turned`: share of faces that look away by more than 60 degrees (a cheek fits anything).
+    - `skin_spread`: spread of log mean albedo over that of the model's people: towards 0 the light explains
+      who has dark skin. `light_spread`: the same of log mean shading, absolute.
+    """
+    parts, picture = decoder.parts(code), decoder(code, 1)
+    visible = picture.visible & decoder.used
+    beyond = ((picture.screen[..., :2] - 0.5).abs() > 0.5).any(-1)
+    facing = euler_to_matrix(parts["rotation"])[:, 2, 2]  # cosine between the face's axis and the camera's
+
+    def log_skin(reflectance: Tensor) -> Tensor:
+        diffuse, _ = decoder.model.albedo(reflectance)
+        return diffuse[:, decoder.used].mean((1, 2)).log()
+
+    people = decoder.model.sample(256, torch.Generator().manual_seed(0))["albedo"]
+    ambient = parts["light"][:, 0].mean(-1).clamp(min=1e-3).log()
+    return {
+        "shape_spread": float(parts["shape"][:, :10].std(0).square().mean().sqrt()),
+        "expression_spread": float(parts["expression"][:, :10].std(0).square().mean().sqrt()),
+        "outside": float((visible & beyond).sum() / visible.sum().clamp(min=1)),
+        "turned": float((facing < 0.5).float().mean()),
+        "skin_spread": float(log_skin(parts["reflectance"]).std() / log_skin(people).std()),
+        "light_spread": float(ambient.std()),
+    }
+
+
+LIMITS: Mapping[str, tuple[float, float, str]] = {
+    "shape_spread": (0.05, 9, "all faces get one shape: lower w_reg, train longer or faster"),
+    "expression_spread": (0.05, 9, "all faces get one expression: lower w_reg, train longer or faster"),
+    "outside": (-1, 0.2, "faces leave the picture: lower the translation's learning rate, use landmarks"),
+    "turned": (-1, 0.1, "faces turn away: lower the rotation's learning rate, use landmarks"),
+    "skin_spread": (0.25, 4, "light explains the skin (or skin the light): lower w_beta (or raise it)"),
+}
+"""Lowest and highest credible value of a warning sign, and what lies beyond."""
+
+
+def complaints(signs: Mapping[str, float]) -> list[str]:
+    """A sentence for each of `warning_signs` that is not credible."""
+    return [
+        f"{name} is {signs[name]:.2f}: {advice}."
+        for name, (low, high, advice) in LIMITS.items()
+        if not low <= signs[name] <= high
+    ]
