@@ -4,7 +4,7 @@
     python benchmarks/scoreboard.py --set ict=FOLDER photos=FOLDER    on sets that the user has
     python benchmarks/scoreboard.py --method my_module:MyMethod       another method (docs/adding_a_method.md)
 
-A run that is stopped goes on where it was. A row of a folder of photographs has the folder's name in its own.
+A run that is stopped goes on where it was (in --runs). A row of a folder of photographs has the folder's name in its own.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=RESULTS.parent / "runs" / "scoreboard")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep", action="store_true", help="so that a later run with a higher limit goes on")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message="The picture has .* faces")
@@ -51,7 +52,8 @@ def main() -> None:
         for kind in arguments.method:
             row = evaluate(make_method(kind), records, label, preset="full", folder=arguments.runs)
             save_row(row, arguments.results)
-            log_file(row, arguments.runs).unlink()
+            if not arguments.keep:
+                log_file(row, arguments.runs).unlink()
             rows.append(row)
             print(markdown(table(rows[-1:])), flush=True)
     print(markdown(table(rows)))

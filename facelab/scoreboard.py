@@ -308,7 +308,8 @@ def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
 
     head = [c if c not in METRICS else f"{c} {'↑' if METRICS[c].higher_is_better else '↓'}" for c in columns]
     body = [[cell(line[c]) for c in columns] for line in lines]
-    rule = ["---" if c in ("set", "method") else "---:" for c in columns]
+    text = [isinstance(lines[0][c], str) and "±" not in lines[0][c] for c in columns]
+    rule = ["---" if is_text else "---:" for is_text in text]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
 
 
