@@ -14,6 +14,9 @@
 Records are made when they are asked for; the first n stand for all, so `limit` only costs precision.
 """
 
+import hashlib
+import io
+import json
 import os
 import random
 import re
@@ -27,19 +30,25 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load
 from skimage.color import rgb2lab
 from torch import Tensor
+from torch.nn.functional import interpolate as resize
 
+from facelab import rasterizer
 from facelab.augmentation import procedural_backgrounds
-from facelab.colour import linear_to_srgb
+from facelab.camera import PerspectiveCamera
+from facelab.colour import linear_to_srgb, srgb_to_linear
 from facelab.distributions import DISTRIBUTIONS
 from facelab.errors import ModelFileError, ParameterError, PhotoNotFoundError
 from facelab.geometry import matrix_to_euler, normalise
 from facelab.image_formation import render
-from facelab.morphable_model import MorphableModel
+from facelab.model_file import read_checked
+from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.photo_folders import PhotoFolder, list_pictures, sha256_of
 from facelab.photos import crop_face, load_photo, skin_mask
 from facelab.records import Camera, FaceRecord, Mesh
+from facelab.subdivision import catmull_clark
 
 TEST_SETS = ("in_model", "outside", "path_traced", "ict", "photos")
 COUNTS = {"in_model": 200, "ict": 100}
@@ -48,6 +57,8 @@ SUBDIVISIONS = 1
 LANDMARK_FILE = "landmarks68.npz"
 LIGHT_NAME = re.compile(r"(?P<person>.+)_az(?P<azimuth>[+-]?\d+)_el(?P<elevation>[+-]?\d+)")
 FACE_CLASSES = (1, 2, 4, 5, 6, 7, 10, 11, 12)  # CelebAMask-HQ: skin, nose, eyes, brows, mouth, lips; no ears
+COMMITTED = Path(__file__).parent / "data" / "test_sets"
+POSITION_UNIT = 0.005  # mm, of the committed vertices
 CONVERTER = Path(__file__).parents[1] / "data_scripts" / "convert_ict_facekit.py"
 
 
@@ -101,7 +112,7 @@ def load_test_set(
             raise ParameterError(f"The test set {name!r} needs a folder: give `folder` or set {variable}.")
         records = (_ict if name == "ict" else _photos)(Path(place), size)
     else:
-        raise ParameterError(f"The test set {name!r} is not made yet.")
+        records = _committed(name, size)
     return records[: len(records) if limit is None else limit]
 
 
@@ -224,6 +235,72 @@ def _cache() -> Path:
     path = Path(os.environ.get("FACELAB_CACHE", Path.home() / ".cache" / "facelab"))
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+# --- committed files ----------------------------------------------------------------------------------------
+
+
+def topology_of(model: MorphableModel) -> str:
+    """What a committed set must agree on with the face model: a hash of the triangles."""
+    return hashlib.sha256(model.triangles.numpy().tobytes()).hexdigest()
+
+
+def _committed(name: str, size: int) -> Records:
+    """A set that data_scripts/build_test_sets.py made: pictures, and faces on the model's coarse mesh."""
+    path, manifest = COMMITTED / f"{name}.safetensors", COMMITTED / "manifest.json"
+    try:
+        about = json.loads(manifest.read_text())[name]
+        data = path.read_bytes()
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelFileError(
+            f"The test set '{path}' or its manifest is missing or damaged ({error!r}); restore it."
+        ) from error
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+        raise ModelFileError(f"'{path}' is damaged or changed: its SHA-256 is not that of the manifest.")
+    tensors, model = load(data), MorphableModel.load(None, SUBDIVISIONS)
+    if about["topology"] != topology_of(model):
+        raise ModelFileError(
+            f"'{path}' was made for another face model; run data_scripts/build_test_sets.py."
+        )
+    cage = read_checked(DEFAULT_MODEL, must_have_digest=True)[0]["quads"].numpy()
+    refine = catmull_clark(cage, int(cage.max()) + 1).matrix
+    ends, side, scale = [0, *tensors["image_ends"].tolist()], int(about["size"]), size / int(about["size"])
+
+    def make(i: int) -> FaceRecord:
+        vertices = torch.from_numpy(
+            refine @ (POSITION_UNIT * tensors["vertices"][i].double().numpy())
+        ).float()
+        camera = PerspectiveCamera(
+            tensors["rotation"][i],
+            tensors["translation"][i],
+            scale * tensors["focal"][i],
+            scale * tensors["principal"][i],
+        )
+        screen = camera.project(vertices)
+        face_index = rasterizer.rasterize(screen, model.triangles, size, size)
+        _, depth = rasterizer.interpolate(screen, model.triangles, face_index, vertices)
+        hidden = torch.from_numpy(np.unpackbits(tensors["hidden"][i].numpy())).view(1, 1, side, side)
+        seen = (face_index >= 0) & (resize(hidden, (size, size), mode="nearest")[0] == 0)
+        encoded = tensors["images"][ends[i] : ends[i + 1]].numpy().tobytes()
+        picture = torch.from_numpy(np.array(Image.open(io.BytesIO(encoded)))).permute(2, 0, 1).float() / 255
+        if size != side:
+            picture = resize(picture[None], (size, size), mode="bilinear", antialias=True)[0]
+        return FaceRecord(
+            f"{name}_{i:04d}",
+            picture,
+            camera.project(model.landmarks(vertices, camera.rotation))[:, :2],
+            seen,
+            Mesh(vertices, model.triangles, model.landmarks(vertices), model.name),
+            camera,
+            srgb_to_linear(tensors["diffuse"][i].float() / 255),
+            tensors["light"][i],
+            tensors["light_direction"][i],
+            depth * seen,
+            person=f"{name}_{i:04d}",
+            groups=about["groups"][i],
+        )
+
+    return Records(int(about["count"]), make)
 
 
 # --- photographs --------------------------------------------------------------------------------------------
