@@ -3,11 +3,12 @@
     python data_scripts/train_inversefacenet.py --row breeding --targets pictures/ --folder runs/ifn
     torchrun --nproc-per-node 4 data_scripts/train_inversefacenet.py --preset full --row breeding ...
 
-Rows: "plain" (l2), "model_space" (+ Eq. 8), "breeding" (+ Algorithm 1), "resnet101" (+ Eq. 8). Presets: `cpu`
-is what the shipped checkpoint was made with, one core and half an hour a row; `full` has the paper's numbers.
-Targets are unlabelled pictures: folders, a test-set file, or `portrait:N` for N pictures drawn from that
-distribution; a detector finds their landmarks, nothing else about them is used. Everything in --folder is
-kept: run it again to go on after a kill. The rows of one --pictures folder share their pictures.
+Rows: "plain" (l2), "model_space" (+ Eq. 8), "breeding" (+ Algorithm 1), "widened" (breeding with our noise,
+see `breed`), "resnet101" (+ Eq. 8). Presets: `cpu` is what the shipped checkpoint was made with, half an hour
+of one core a row; `full` has the paper's numbers. Targets are unlabelled pictures: folders, or `portrait:N`
+for N pictures drawn from that distribution; a detector finds their landmarks, nothing else of them is used.
+Everything in --folder is kept: run it again to go on after a kill. The rows of one --pictures folder share
+their pictures.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from facelab.photos import DlibDetector, find_face, load_photo
 from facelab.training import Run, batch_indices, save_checkpoint
 
 CHUNK = 1000  # pictures in a file
+BRED = ("breeding", "widened")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Preset:
 PRESETS = {
     "full": Preset(),
     "cpu": Preset(
-        "small", None, SIDE // 2, 20_000, 4_000, 32, "adamw", 1e-3, precision="bf16-mixed", bred=4_000,
+        "small", None, SIDE // 2, 12_000, 4_000, 32, "adamw", 1e-3, precision="bf16-mixed", bred=4_000,
         subdivisions=0,
     ),
 }  # fmt: skip
@@ -137,9 +139,6 @@ def target_pictures(sources: list[str], seed: int) -> Iterator[Tensor]:
             renderer = Renderer(CorpusSpec("portrait", seed=seed + 1, subdivisions=1))
             for batch in range(-(-int(source.split(":")[1]) // renderer.spec.batch)):
                 yield from renderer.batch(batch)["image"]
-        elif Path(source).suffix == ".safetensors":
-            for image in load_file(source)["images"]:
-                yield image.float() / 255
         else:
             yield from map(load_photo, list_pictures(source))
 
@@ -201,7 +200,7 @@ def learning_rate(preset: Preset, step: int) -> float:
 
 def stages(preset: Preset, row: str) -> Iterable[tuple[int, int]]:
     """(number, last step) of the stages: one, or the first and the breeding steps."""
-    if row != "breeding":
+    if row not in BRED:
         return [(0, preset.steps)]
     first = round(preset.first * preset.steps)
     rest = preset.steps - first
@@ -211,7 +210,10 @@ def stages(preset: Preset, row: str) -> Iterable[tuple[int, int]]:
 def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     """One row of Table 1; the network and how it came about."""
     began = time.perf_counter()
-    run = Run(args.folder / row, args.device, preset.precision, args.devices, args.nodes, seed=args.seed)
+    every = round(preset.first * preset.steps)
+    run = Run(
+        args.folder / row, args.device, preset.precision, args.devices, args.nodes, every, seed=args.seed
+    )
     model = MorphableModel.load(None, preset.subdivisions, str(run.device))
     weights = (model_space_weights(model) if row != "plain" else torch.ones(())).to(run.device)
     corpus = synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)
@@ -247,7 +249,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         "face_model": sha256_of(DEFAULT_MODEL),
         "preset": asdict(preset),
         "seed": args.seed,
-        "targets": args.targets if row == "breeding" else None,
+        "targets": args.targets if row in BRED else None,
         "presentations": preset.steps * preset.batch * run.fabric.world_size,
         "minutes": round((time.perf_counter() - began) / 60, 1),
         "hardware": hardware(run),
@@ -268,9 +270,10 @@ def bred_corpus(
         drawn = generator(args.seed, 10_000 + stage, chunk)
         first = chunk * CHUNK // 2 + stage * preset.bred // 2  # each step takes other targets, if there are
         chosen = seen[torch.arange(first, first + size // 2) % len(seen)]
-        return rendered(model, breed(model, chosen.to(model.mean), drawn), drawn, preset.side)
+        theta = breed(model, chosen.to(model.mean), drawn, widen=args.row == "widened")
+        return rendered(model, theta, drawn, preset.side)
 
-    folder = args.folder / "breeding" / f"stage_{stage}"
+    folder = args.folder / args.row / f"stage_{stage}"
     corpus = in_chunks(folder, preset.bred, make, f"breeding {stage}, ")
     save_file({"estimates": seen}, folder / "estimates.tmp")
     (folder / "estimates.tmp").replace(folder / "estimates.safetensors")
@@ -287,7 +290,7 @@ def hardware(run: Run) -> str:
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    rows = ["plain", "model_space", "breeding", "resnet101"]
+    rows = ["plain", "model_space", "breeding", "widened", "resnet101"]
     parser.add_argument("--row", default="breeding", choices=rows)
     parser.add_argument("--preset", default="cpu", choices=list(PRESETS))
     parser.add_argument("--targets", nargs="+", default=["portrait:4000"], metavar="FOLDER")

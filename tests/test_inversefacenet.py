@@ -138,6 +138,14 @@ def test_bred_noise_is_the_printed_one(model: MorphableModel) -> None:
     assert (colours[..., 0] - colours[..., 1]).std() > 0.02  # breeding brings coloured light
 
 
+def test_widened_breeding_has_the_population_s_variance(model: MorphableModel) -> None:
+    layout = DISTRIBUTION.layout(model)
+    timid = 0.3 * DISTRIBUTION.sample(model, 2000, seeded())
+    for widen, wanted in ((False, 0.305), (True, 1.0)):
+        shape = layout.split(ifn.breed(model, timid, seeded(1), widen=widen))["shape"]
+        assert abs(shape.std(0).mean() - wanted) < 0.01
+
+
 def test_breeding_keeps_parameters_in_range(model: MorphableModel) -> None:
     layout = DISTRIBUTION.layout(model)
     wild = 30 * torch.randn(64, layout.size, generator=seeded())

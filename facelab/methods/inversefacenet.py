@@ -179,10 +179,15 @@ def clamp_parameters(model: MorphableModel, theta: Tensor) -> Tensor:
     return DISTRIBUTION.layout(model).join(parts)
 
 
-def breed(model: MorphableModel, theta: Tensor, generator: torch.Generator, copies: int = 2) -> Tensor:
+def breed(
+    model: MorphableModel, theta: Tensor, generator: torch.Generator, copies: int = 2, widen: bool = False
+) -> Tensor:
     """Step 2 of Algorithm 1: `copies` perturbed vectors of each (B, layout.size) -> (copies * B, ...).
 
     The printed noise: U(-5°, 5°) on the angles, N(0, s) on the rest, s taken as a standard deviation.
+    `widen` (ours): a network that is unsure says the mean, so its estimates vary less than people do, and a
+    corpus bred of them less and less. Shape and reflectance of a population have variance 1 in the model's
+    units: what the estimates' variance lacks is added as noise.
     """
     parts = DISTRIBUTION.layout(model).split(theta.repeat(copies, 1))
     bred = {}
@@ -190,8 +195,11 @@ def breed(model: MorphableModel, theta: Tensor, generator: torch.Generator, copi
         if name == "rotation":
             drawn = 2 * torch.rand(part.shape, generator=generator) - 1
             bred[name] = part + math.radians(NOISE[name]) * drawn.to(part)
-        else:
-            bred[name] = part + NOISE[name] * torch.randn(part.shape, generator=generator).to(part)
+            continue
+        size = torch.full_like(part[0], NOISE[name])
+        if widen and name in ("shape", "reflectance"):
+            size = (1 - part.var(0, correction=0)).clamp(min=NOISE[name] ** 2).sqrt()
+        bred[name] = part + size * torch.randn(part.shape, generator=generator).to(part)
     return clamp_parameters(model, DISTRIBUTION.layout(model).join(bred))
 
 
