@@ -4,7 +4,8 @@
     python benchmarks/scoreboard.py --set ict=FOLDER photos=FOLDER    on sets that the user has
     python benchmarks/scoreboard.py --method my_module:MyMethod       another method (docs/adding_a_method.md)
 
-A run that is stopped goes on where it was (in --runs). A row of a folder of photographs has the folder's name in its own.
+A run that is stopped goes on where it was (see --runs). A row of a folder of photographs has the folder's
+name in its own.
 """
 
 from __future__ import annotations
