@@ -256,7 +256,7 @@ def table(
 ) -> list[dict[str, Any]]:
     """One dict a row: set, method, pictures, failures, ms, then a number a column (None: not known).
 
-    `statistic` is "mean" or "median"; with `spread` a cell is the text "mean ± standard deviation".
+    `statistic` is "mean" or "median"; with `spread` a cell is the text "mean ± deviation (median)" instead.
     """
     lines = []
     for row in rows:
@@ -265,8 +265,8 @@ def table(
         summary = row.summary()
         for column in columns:
             cell = summary.get(column)
-            both = cell and spread and f"{cell[statistic]:.3g} ± {cell['std']:.2g}"
-            line[column] = both or (cell and cell[statistic])
+            text = cell and f"{cell['mean']:.3g} ± {cell['std']:.2g} ({cell['median']:.3g})"
+            line[column] = text if spread else cell and cell[statistic]
         lines.append(line)
     return lines
 

@@ -265,7 +265,7 @@ def test_tables() -> None:
     assert line == {
         "set": "s", "method": "m", "pictures": 4, "failures": 1, "ms": 15, "geometry_mm": 2.0, "albedo": None,
     }  # fmt: skip
-    assert table([row], ["geometry_mm"], spread=True)[0]["geometry_mm"] == "2.5 ± 1.8"
+    assert table([row], ["geometry_mm"], spread=True)[0]["geometry_mm"] == "2.5 ± 1.8 (2)"
     text = markdown(table([row], ["geometry_mm", "identity", "albedo"]))
     assert text.split("\n")[0] == "| set | method | pictures | failures | ms | geometry_mm ↓ | identity ↑ |"
     assert text.split("\n")[2] == "| s | m | 4 | 1 | 15 | 2.5 | 0.7 |"
