@@ -24,13 +24,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from facelab.augmentation import Degradations
 from facelab.corpora import MANIFEST, Corpus, CorpusSpec, Renderer, build_corpus
-from facelab.methods.mofa import Decoder, Encoder, Weights, loss_terms, make_network
-from facelab.methods.mofa_progress import complaints, evaluate, mirrored, warning_signs
+from facelab.methods.mofa import UNITS, Decoder, Encoder, Weights, card_of, loss_terms, make_network
+from facelab.methods.mofa_progress import beginners_code, complaints, evaluate, mirrored, warning_signs
 from facelab.photo_folders import PhotoFolder
 from facelab.photos import DlibDetector
 from facelab.training import Run, batch_indices, save_checkpoint
@@ -44,6 +45,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "full": dict(kind="alexnet", side=240, pictures=100_000, batch=5, steps=200_000, adam=False, rate=0.1,
                  z_rate=0.0005, reg=(2.9e-5, 2.9e-5), reflectance=1.7e-3),
 }  # fmt: skip
+
+# Without landmarks a network that knows nothing loses its way on a CPU's budget (see notebook 50): poses move
+# slowly against positions, pictures are blurred at first, and few parameters are free (`beginners_code`).
+UNAIDED_UNITS = UNITS | {"rotation": 0.12, "translation": 40.0}
+UNAIDED_Z_RATE = 2.5e-4  # faster, and faces shrink into the skin, where every colour fits
+UNAIDED_BLUR = ((0.15, 8), (0.35, 4), (0.5, 2), (1.0, 1))  # until this progress, pixels averaged
 
 
 def corpus_spec(side: int, seed: int, clean: bool = False) -> CorpusSpec:
@@ -96,6 +103,12 @@ def schedule(progress: float, reg: tuple[float, float]) -> tuple[float, float]:
     return max(share, 1e-3), max(reg[1], reg[0] * (reg[1] / reg[0]) ** (progress / 0.5))
 
 
+def blur(images: Tensor, progress: float) -> Tensor:
+    """Pictures as the loss of an unaided training sees them: averaged over blocks of pixels at first."""
+    block = next(pixels for until, pixels in UNAIDED_BLUR if progress <= until)
+    return avg_pool2d(images, block) if block > 1 else images
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("corpus", type=Path)
@@ -106,6 +119,7 @@ def main() -> None:
     parser.add_argument("--kind", help="encoder: small, alexnet, vgg (default: the preset's)")
     parser.add_argument("--pretrained", help="see facelab.networks.encoder")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--every", type=int, default=250, help="steps between two measurements")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=50)
@@ -131,8 +145,10 @@ def main() -> None:
     decoder = Decoder()
     decoder.to(run.device)
     torch.manual_seed(arguments.seed)
-    encoder = Encoder(make_network(kind, arguments.pretrained))
-    groups = encoder.parameter_groups(preset["rate"], preset["z_rate"])
+    gentle = arguments.no_surrogate and preset["adam"]
+    units = UNAIDED_UNITS if gentle else UNITS
+    encoder = Encoder(make_network(kind, arguments.pretrained), units)
+    groups = encoder.parameter_groups(preset["rate"], UNAIDED_Z_RATE if gentle else preset["z_rate"])
     optimiser = torch.optim.Adam(groups) if preset["adam"] else torch.optim.Adadelta(groups)
     rates = [group["lr"] for group in optimiser.param_groups]
     network, optimizer = run.setup(encoder, optimiser)
@@ -149,7 +165,7 @@ def main() -> None:
                 for k in range(step, steps)
             )
             loader = iter(DataLoader(pictures, batch_sampler=order, num_workers=arguments.workers))  # type: ignore[arg-type]
-        if step % 250 == 0 and rank == 0:
+        if step % arguments.every == 0 and rank == 0:
             encoder.eval()
             point = {"step": step, "pictures": step * batch * processes} | evaluate(decoder, encoder, held_out)
             state["curves"].append(point)
@@ -163,6 +179,8 @@ def main() -> None:
             group["lr"] = share * rate if preset["adam"] else rate  # the paper's rates are constant
         weights = Weights(reg=reg, reflectance=preset["reflectance"])
         code = network(images)
+        if gentle:
+            code, images = code * beginners_code(step / steps).to(code), blur(images, step / steps)
         surrogate = None if arguments.no_surrogate else landmarks
         loss = loss_terms(decoder, code, images, surrogate, trust, weights)["total"].mean()
         optimizer.zero_grad()
@@ -179,8 +197,8 @@ def main() -> None:
     for sentence in complaints(signs):
         warnings.warn(sentence, stacklevel=1)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    card = {
-        "method": "MoFA", "kind": kind, "side": side, "preset": arguments.preset, "seed": arguments.seed,
+    card = card_of(kind, side, units) | {
+        "preset": arguments.preset, "seed": arguments.seed,
         "surrogate": not arguments.no_surrogate, "pictures": "photographs" if arguments.photos else "synthetic",
         "corpus": len(pictures), "seen": last["pictures"], "settings": preset | {"steps": steps},
         "hardware": platform.processor() or platform.machine(), "device": str(run.device),

@@ -13,6 +13,7 @@ the decoder's colours are encoded as sRGB before they are compared; errors are d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from facelab.errors import ModelFileError, ParameterError
 from facelab.geometry import euler_to_matrix, vertex_normals
 from facelab.illumination import SphericalHarmonicsLight
 from facelab.image_formation import VertexPicture, shade_vertices
-from facelab.morphable_model import MorphableModel
+from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import Small, encoder, last_layer
 from facelab.parameters import ParameterLayout
+from facelab.photo_folders import sha256_of
 from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_face
 from facelab.records import Reconstruction
 from facelab.training import load_checkpoint
@@ -229,7 +231,7 @@ class Encoder(nn.Module):
     face placed in the middle of the screen and lit by ambient light" (Section 7).
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, units: Mapping[str, float] = UNITS) -> None:
         super().__init__()
         layer = last_layer(network)
         path = next(name for name, module in network.named_modules() if module is layer)
@@ -239,7 +241,7 @@ class Encoder(nn.Module):
         self.final = _FinalLayer(layer.in_features)
         setattr(network.get_submodule(parent), child, self.final)
         self.network = network
-        units = torch.cat([torch.full((n,), UNITS[name]) for name, n in LAYOUT.sizes.items()])
+        units = torch.cat([torch.full((n,), units[name]) for name, n in LAYOUT.sizes.items()])
         self.register_buffer("units", units, persistent=False)
         self.units: Tensor
 
@@ -271,6 +273,12 @@ def face_square(image: Tensor, detector: LandmarkDetector | None = None, size: i
     return crop_face(image, corners.repeat(34, 1), size, 1 / BOX_SHARE, up=0.0)  # only their extent counts
 
 
+def card_of(kind: str, side: int, units: Mapping[str, float] = UNITS) -> dict[str, Any]:
+    """What a checkpoint's card must say for `MoFA.load`."""
+    model = sha256_of(DEFAULT_MODEL)
+    return {"method": "MoFA", "kind": kind, "side": side, "units": dict(units), "face_model": model}
+
+
 class MoFA:
     """A trained encoder as a method: picture in, `Reconstruction` out.
 
@@ -300,8 +308,13 @@ class MoFA:
     def load(cls, path: str | Path = "mofa", framed: bool = False, **options: Any) -> MoFA:
         """From a checkpoint, by default the shipped one. Raises ModelFileError if it is not what it says."""
         weights, card = load_checkpoint(path)
+        if card.get("face_model") != sha256_of(DEFAULT_MODEL):
+            raise ModelFileError(
+                f"The checkpoint '{path}' was trained for another face model, where its numbers mean other "
+                "faces; train again with data_scripts/train_mofa.py."
+            )
         try:
-            encoder = Encoder(make_network(card["kind"]))
+            encoder = Encoder(make_network(card["kind"]), card["units"])
             encoder.load_state_dict(weights)
         except (KeyError, TypeError, RuntimeError, ParameterError) as error:
             raise ModelFileError(f"The checkpoint '{path}' is not one of MoFA ({error}).") from error

@@ -25,6 +25,20 @@ def mirrored(images: Tensor, landmarks: Tensor, which: Tensor) -> tuple[Tensor, 
     return flipped, torch.where(which[:, None, None], other, landmarks)
 
 
+def beginners_code(progress: float) -> Tensor:
+    """(257,) of 0 and 1: which parameters are free at `progress` in [0, 1] of a training without landmarks.
+
+    From the average face, colours alone find the pose only while nothing else can explain them: in the
+    first half shape and expression stay average, three components of reflectance and light of first order do
+    the rest. Not in the paper, whose encoders knew faces before they started.
+    """
+    free = torch.ones(LAYOUT.size)
+    if progress < 0.5:
+        free[LAYOUT.slice("shape")] = free[LAYOUT.slice("expression")] = 0
+        free[LAYOUT.slice("reflectance")][3:] = free[LAYOUT.slice("light")][12:] = 0
+    return free
+
+
 @torch.no_grad()
 def evaluate(
     decoder: Decoder, encoder: nn.Module, batches: Sequence[Mapping[str, Tensor]]
