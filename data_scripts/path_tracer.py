@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 mi.set_variant("scalar_rgb")
 SPECULAR = SKIN_F0 / 0.08  # of the principled material: reflects 0.028 at normal incidence
 BOUNCES = 6
-PASSES, SAMPLES = 8, 36  # per pixel and pass
+PASSES, SAMPLES = 8, 16  # per pixel and pass
 EYE_ROUGHNESS = 0.06
 
 

@@ -18,14 +18,10 @@ import hashlib
 import io
 import json
 import os
-import random
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -40,13 +36,15 @@ from facelab.augmentation import procedural_backgrounds
 from facelab.camera import PerspectiveCamera
 from facelab.colour import linear_to_srgb, srgb_to_linear
 from facelab.distributions import DISTRIBUTIONS
-from facelab.errors import ModelFileError, ParameterError, PhotoNotFoundError
+from facelab.errors import ModelFileError, ParameterError
 from facelab.geometry import matrix_to_euler, normalise
 from facelab.image_formation import render
+from facelab.metrics import light_direction
 from facelab.model_file import read_checked
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
-from facelab.photo_folders import PhotoFolder, list_pictures, sha256_of
-from facelab.photos import crop_face, load_photo, skin_mask
+from facelab.photo_folders import sha256_of
+from facelab.photo_truth import Records, photo_records
+from facelab.photos import skin_mask
 from facelab.records import Camera, FaceRecord, Mesh
 from facelab.subdivision import catmull_clark
 
@@ -54,33 +52,9 @@ TEST_SETS = ("in_model", "outside", "path_traced", "ict", "photos")
 COUNTS = {"in_model": 200, "ict": 100}
 SEED = 7_000_000_001  # far from those of training corpora
 SUBDIVISIONS = 1
-LANDMARK_FILE = "landmarks68.npz"
-LIGHT_NAME = re.compile(r"(?P<person>.+)_az(?P<azimuth>[+-]?\d+)_el(?P<elevation>[+-]?\d+)")
-FACE_CLASSES = (1, 2, 4, 5, 6, 7, 10, 11, 12)  # CelebAMask-HQ: skin, nose, eyes, brows, mouth, lips; no ears
 COMMITTED = Path(__file__).parent / "data" / "test_sets"
 POSITION_UNIT = 0.005  # mm, of the committed vertices
 CONVERTER = Path(__file__).parents[1] / "data_scripts" / "convert_ict_facekit.py"
-
-
-class Records(Sequence[FaceRecord]):
-    """Records that are made when they are asked for, the same ones every time."""
-
-    def __init__(self, count: int, make: Callable[[int], FaceRecord]) -> None:
-        self._items, self._make = range(count), make
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    @overload
-    def __getitem__(self, index: int) -> FaceRecord: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Records": ...
-    def __getitem__(self, index: int | slice) -> "FaceRecord | Records":
-        if isinstance(index, int):
-            return self._make(self._items[index])  # a range raises IndexError
-        part = Records(0, self._make)
-        part._items = self._items[index]
-        return part
 
 
 def load_test_set(
@@ -110,22 +84,14 @@ def load_test_set(
         place = folder or os.environ.get(variable)
         if place is None:
             raise ParameterError(f"The test set {name!r} needs a folder: give `folder` or set {variable}.")
-        records = (_ict if name == "ict" else _photos)(Path(place), size)
+        place = Path(place)
+        records = _ict(place, size) if name == "ict" else photo_records(place, size, _cache())
     else:
         records = _committed(name, size)
     return records[: len(records) if limit is None else limit]
 
 
 # --- what is said about a face ------------------------------------------------------------------------------
-
-
-def dominant_direction(light: Tensor) -> Tensor:
-    """Unit vector (3,) towards the light in coefficients (9, 3): where their first order points.
-
-    For one distant light it is its direction; for several, their mean, weighted by brightness.
-    """
-    y, z, x = light[1:4].mean(-1)
-    return normalise(torch.stack([x, y, z]))
 
 
 def skin_group(diffuse: Tensor) -> str:
@@ -164,6 +130,7 @@ def _ict(place: Path, size: int) -> Records:
     They are whole heads without hair; the mask is the part in front of the ears that other models have, too.
     """
     model, ours = MorphableModel.load(_ict_model(place)), MorphableModel.load(None, 0)
+    model.name = "ict"
     if len(model.albedo_basis) != len(ours.albedo_basis):
         raise ModelFileError(f"The model in '{place}' has no skins: convert it again with --borrow-albedo.")
     tip, *jaw = model.landmarks(model.mean)[[30, 0, 16]]
@@ -194,19 +161,20 @@ def _portrait(
         picture.image.clamp(0, 1),
         scene.landmarks,
         picture.mask if face is None else skin_mask(picture.face_index, face.byte(), (1,)),
-        Mesh(scene.vertices, model.triangles, model.landmarks(scene.vertices), _topology(name, model)),
+        Mesh(
+            scene.vertices,
+            model.triangles,
+            model.landmarks(scene.vertices),
+            model.name,
+        ),
         scene.camera,
         scene.diffuse,
         scene.light.coefficients,
-        dominant_direction(scene.light.coefficients),
+        normalise(light_direction(scene.light.coefficients)),
         picture.depth,
         person=f"{name}_{index:04d}",
         groups={"skin": skin_group(skin), "yaw": yaw_group(scene.camera)},
     )
-
-
-def _topology(name: str, model: MorphableModel) -> str:
-    return "ict" if name == "ict" else model.name
 
 
 def _ict_model(place: Path) -> Path:
@@ -301,106 +269,3 @@ def _committed(name: str, size: int) -> Records:
         )
 
     return Records(int(about["count"]), make)
-
-
-# --- photographs --------------------------------------------------------------------------------------------
-
-
-def _photos(folder: Path, size: int) -> Records:
-    """See `load_test_set`. In an order of chance, because names often begin with the source or the person."""
-    pictures, known = list_pictures(folder), _read_landmarks(folder)
-    if missing := sorted(set(known) - {path.name for path in pictures}):
-        raise PhotoNotFoundError(
-            f"'{folder / LANDMARK_FILE}' names {missing[0]!r}, which is not there; restore the picture."
-        )
-    photographs = {path.with_suffix(""): path for path in pictures if path.suffix.lower() != ".png"}
-    masks = {
-        photographs[path.with_suffix("")]: path
-        for path in pictures
-        if path.suffix.lower() == ".png" and path.with_suffix("") in photographs
-    }
-
-    def has_truth(path: Path) -> bool:
-        return path.name in known or path in masks or bool(LIGHT_NAME.fullmatch(path.stem))
-
-    chosen = [path for path in pictures if has_truth(path)]
-    random.Random(0).shuffle(chosen)
-    if chosen:
-        return Records(
-            len(chosen), lambda i: _photo(chosen[i], known.get(chosen[i].name), masks.get(chosen[i]), size)
-        )
-    found = PhotoFolder(folder, size, _cache() / "landmarks.jsonl")
-    if not len(found):
-        raise PhotoNotFoundError(f"No face was found in the pictures of '{folder}'; give other ones.")
-    order = random.Random(0).sample(range(len(found)), len(found))
-
-    def plain(index: int) -> FaceRecord:
-        photo = found[order[index]]
-        return FaceRecord(photo["name"], photo["image"])  # the detector's landmarks are no truth
-
-    return Records(len(found), plain)
-
-
-def _photo(path: Path, landmarks: Tensor | None, mask_path: Path | None, size: int) -> FaceRecord:
-    """A picture framed about its landmarks, else its mask, else as Extended Yale B's own tight crops need."""
-    image, light = load_photo(path), LIGHT_NAME.fullmatch(path.stem)
-    mask = torch.ones_like(image[:1]) if mask_path is None else _read_mask(mask_path, image)
-    rows, columns = (mask[0].any(axis).nonzero()[:, 0] for axis in (1, 0))
-    corners = torch.stack([columns[[0, -1]], rows[[0, -1]]], 1) + torch.tensor([[0.0], [1.0]])
-    points, frame = (
-        corners.repeat(34, 1),
-        {"scale": 1.35, "up": 0.03} if mask_path else {"scale": 1.3, "up": 0},
-    )
-    if landmarks is not None:
-        points, frame = landmarks, {}
-    crop = crop_face(image, points, size, **frame)
-    seen = crop_face(mask.float().expand(3, -1, -1), points, size, **frame)
-    direction, groups = None, {}
-    if light:
-        azimuth, elevation = (np.radians(float(light[name])) for name in ("azimuth", "elevation"))
-        level = np.cos(elevation)
-        direction = torch.tensor(
-            [-np.sin(azimuth) * level, np.sin(elevation), np.cos(azimuth) * level], dtype=torch.float32
-        )
-        off = float(direction[2].clamp(-1, 1).acos().rad2deg())
-        groups["light"] = "0-30" if off < 30 else "30-60" if off < 60 else "60-180"
-    return FaceRecord(
-        path.name,
-        crop.image,
-        crop.landmarks if landmarks is not None else None,
-        (seen.image[:1] > 0.5) & seen.inside if mask_path else None,
-        light_direction=direction,
-        person=light["person"] if light else None,
-        groups=groups,
-    )
-
-
-def _read_landmarks(folder: Path) -> dict[str, Tensor]:
-    """Picture's name -> (68, 2) px; empty without a landmark file."""
-    path = folder / LANDMARK_FILE
-    if not path.is_file():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names, points = file["names"], torch.from_numpy(file["landmarks"]).float()
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-        raise ModelFileError(f"'{path}' cannot be read ({error}); it needs names and landmarks.") from error
-    if points.shape != (len(names), 68, 2) or not points.isfinite().all():
-        raise ModelFileError(
-            f"'{path}' needs finite landmarks ({len(names)}, 68, 2), not {tuple(points.shape)}."
-        )
-    return dict(zip(names.tolist(), points))
-
-
-def _read_mask(path: Path, image: Tensor) -> Tensor:
-    """(1, H, W) bool: the skin, nose, eyes, brows and lips of a CelebAMask-HQ class map."""
-    try:
-        classes = np.asarray(Image.open(path))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ModelFileError(f"The mask '{path}' is not a picture ({error}); restore it.") from error
-    mask = np.isin(classes, FACE_CLASSES)
-    if classes.shape != image.shape[1:] or classes.max() > 18 or not mask.any():
-        raise ModelFileError(
-            f"The mask '{path}' must hold one class (0 to 18) for each pixel of its picture, and some face."
-        )
-    return torch.from_numpy(mask)[None]
