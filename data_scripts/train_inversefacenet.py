@@ -1,6 +1,7 @@
 """Train InverseFaceNet: the rows of the paper's Table 1, with the pieces of facelab.methods.inversefacenet.
 
     python data_scripts/train_inversefacenet.py --row breeding --targets pictures/ --folder runs/ifn
+    python data_scripts/train_inversefacenet.py --row widened --preset shipped --start runs/.../model_space...
     torchrun --nproc-per-node 4 data_scripts/train_inversefacenet.py --preset full --row breeding ...
 
 Rows: "plain" (l2), "model_space" (+ Eq. 8), "breeding" (+ Algorithm 1), "widened" (breeding with our noise,
@@ -39,6 +40,7 @@ from facelab.methods.inversefacenet import (
     SIDE,
     breed,
     clamp_parameters,
+    mirror_signs,
     model_space_weights,
     network_input,
     parameter_loss,
@@ -48,7 +50,7 @@ from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
 from facelab.photo_folders import list_pictures, sha256_of
 from facelab.photos import DlibDetector, find_face, load_photo
-from facelab.training import Run, batch_indices, save_checkpoint
+from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
 
 CHUNK = 1000  # pictures in a file
 BRED = ("breeding", "widened")
@@ -74,6 +76,10 @@ class Preset:
     bred: int = 200_000
     """pictures made in each breeding step, two for each target"""
     subdivisions: int = 1
+    mirror: bool = False
+    """show half of the pictures mirrored"""
+    keep: bool = False
+    """breeding steps add to the pictures of those before instead of replacing them"""
 
 
 PRESETS = {
@@ -81,6 +87,10 @@ PRESETS = {
     "cpu": Preset(
         "small", None, SIDE // 2, 12_000, 4_000, 32, "adamw", 1e-3, precision="bf16-mixed", bred=4_000,
         subdivisions=0,
+    ),
+    "shipped": Preset(  # goes on from the row "model_space" of `cpu`
+        "small", None, SIDE // 2, 0, 3_000, 32, "adamw", 1e-3, precision="bf16-mixed", first=0.0, breedings=5,
+        bred=4_000, subdivisions=0, mirror=True, keep=True,
     ),
 }  # fmt: skip
 
@@ -210,26 +220,29 @@ def stages(preset: Preset, row: str) -> Iterable[tuple[int, int]]:
 def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     """One row of Table 1; the network and how it came about."""
     began = time.perf_counter()
-    every = round(preset.first * preset.steps)
+    every = preset.steps // 5
     run = Run(
         args.folder / row, args.device, preset.precision, args.devices, args.nodes, every, seed=args.seed
     )
     model = MorphableModel.load(None, preset.subdivisions, str(run.device))
     weights = (model_space_weights(model) if row != "plain" else torch.ones(())).to(run.device)
-    corpus = synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)
+    signs = mirror_signs(model).to(run.device) if preset.mirror else None
+    corpus = synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed) if preset.corpus else {}
 
     outputs = DISTRIBUTION.layout(model).size + FRAME
     network = encoder(preset.network, outputs, "normal", preset.pretrained, generator=generator(args.seed))
+    if args.start:
+        network.load_state_dict(load_checkpoint(args.start)[0])
     network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
     network, optimizer = run.setup(network, make_optimizer(preset, network))
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "seconds": 0.0}
     for stage, last in stages(preset, row):
         for step in run.steps(state, 0):  # takes up what is saved
             raise AssertionError(step)
-        if state["step"] >= last:
-            continue
-        if stage:
-            corpus = bred_corpus(args, preset, model, network, stage)
+        if stage and (preset.keep or state["step"] < last):
+            new = bred_corpus(args, preset, model, network, stage)
+            keep = corpus if preset.keep else {}
+            corpus = {name: torch.cat([*([keep[name]] if keep else []), new[name]]) for name in new}
         count = len(corpus["images"])
         for step in run.steps(state, last):
             for group in optimizer.param_groups:
@@ -239,6 +252,11 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
             )
             images = corpus["images"][rows].to(run.device, non_blocking=True).float() / 255
             truth = corpus["truth"][rows].to(run.device)
+            if signs is not None:
+                coin = torch.rand(len(rows), 1, generator=generator(args.seed, step, run.fabric.global_rank))
+                coin = (coin < 0.5).to(run.device)
+                images = torch.where(coin[..., None, None], images.flip(-1), images)
+                truth = torch.where(coin, signs * truth, truth)
             loss = parameter_loss(network(images), truth, weights).mean()
             run.backward(loss)
             optimizer.step()
@@ -249,6 +267,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         "face_model": sha256_of(DEFAULT_MODEL),
         "preset": asdict(preset),
         "seed": args.seed,
+        "start": args.start and args.start.name,
         "targets": args.targets if row in BRED else None,
         "presentations": preset.steps * preset.batch * run.fabric.world_size,
         "minutes": round((time.perf_counter() - began) / 60, 1),
@@ -264,7 +283,15 @@ def bred_corpus(
 ) -> dict[str, Tensor]:
     """Steps 1 to 3 of Algorithm 1."""
     inputs = target_inputs(args.pictures, args.targets, preset.side, args.seed)
-    seen = estimates(network, model, inputs)
+    folder = args.folder / args.row / f"stage_{stage}"
+    path = folder / "estimates.safetensors"
+    if not path.is_file() and int(os.environ.get("RANK", 0)) == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"estimates": estimates(network, model, inputs)}, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+    while not path.is_file():
+        time.sleep(1)  # for the first process
+    seen = load_file(path)["estimates"]
 
     def make(chunk: int, size: int) -> dict[str, Tensor]:
         drawn = generator(args.seed, 10_000 + stage, chunk)
@@ -273,11 +300,7 @@ def bred_corpus(
         theta = breed(model, chosen.to(model.mean), drawn, widen=args.row == "widened")
         return rendered(model, theta, drawn, preset.side)
 
-    folder = args.folder / args.row / f"stage_{stage}"
-    corpus = in_chunks(folder, preset.bred, make, f"breeding {stage}, ")
-    save_file({"estimates": seen}, folder / "estimates.tmp")
-    (folder / "estimates.tmp").replace(folder / "estimates.safetensors")
-    return corpus
+    return in_chunks(folder / "pictures", preset.bred, make, f"breeding {stage}, ")
 
 
 def hardware(run: Run) -> str:
@@ -294,6 +317,7 @@ def main() -> None:
     parser.add_argument("--row", default="breeding", choices=rows)
     parser.add_argument("--preset", default="cpu", choices=list(PRESETS))
     parser.add_argument("--targets", nargs="+", default=["portrait:4000"], metavar="FOLDER")
+    parser.add_argument("--start", type=Path, help="weights to start from (.safetensors with its card)")
     parser.add_argument("--folder", type=Path, default=Path("runs/inversefacenet"))
     parser.add_argument("--pictures", type=Path, default=Path("runs/inversefacenet/pictures"))
     parser.add_argument("--device", default="auto")

@@ -11,6 +11,7 @@ from torch import Tensor
 from facelab.corpora import CorpusSpec, Renderer
 from facelab.distributions import LIMITS_DEGREES
 from facelab.errors import ModelFileError, NoFaceError, NotAnImageError
+from facelab.image_formation import render
 from facelab.methods import inversefacenet as ifn
 from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, NOISE, InverseFaceNet
 from facelab.metrics import geometry_rmse_mm, nme
@@ -83,6 +84,23 @@ def test_input_is_masked_and_fits(model: MorphableModel) -> None:
         assert 234 <= extent <= 239
     half, _ = ifn.synthesise(model, theta, seeded(1), side=120, noise=False)
     assert (half.float() - torch.nn.functional.avg_pool2d(images.float(), 2)).abs().max() <= 1
+
+
+def test_mirrored_parameters_make_the_mirrored_picture(model: MorphableModel) -> None:
+    signs = ifn.mirror_signs(model)
+    theta = DISTRIBUTION.sample(model, 2, seeded())
+    theta[:, -27:] += 0.1 * torch.randn(2, 27, generator=seeded(1))  # coloured light
+    pictures = []
+    for parameters in (theta, signs[:-FRAME] * theta):
+        scene = DISTRIBUTION.decode(model, parameters, 120)
+        pictures.append(
+            render(
+                scene.vertices, model.triangles, scene.camera, scene.light, scene.diffuse, None, 120, 120
+            ).image.clamp(0, 1)
+        )
+    difference = (pictures[0] - pictures[1].flip(-1)).abs().amax(1)
+    assert (difference > 0.05).float().mean() < 0.01  # but for pixels on an edge
+    assert signs[-FRAME:].tolist() == [-1, 1, 1]
 
 
 def test_mouth_and_66_landmarks(model: MorphableModel) -> None:

@@ -157,6 +157,24 @@ def box_of(landmarks: Tensor, side: int) -> Tensor:
     return torch.cat([(low + high) / (2 * side) - 0.5, length.log()], -1)
 
 
+def mirror_signs(model: MorphableModel) -> Tensor:
+    """(layout.size + FRAME,) of -1 and 1: what a mirrored picture does to parameters and frame.
+
+    Exact for a model whose components are symmetric or antisymmetric each, as the shipped one's are.
+    Raises ParameterError for another.
+    """
+    signs = []
+    for basis, axes in ((model.identity_basis, 3), (model.expression_basis, 3), (model.albedo_basis, 4)):
+        flip = basis.new_tensor([-1.0, 1.0, 1.0] if axes == 3 else [1.0] * 4)
+        other = basis[:, model.mirror] * flip if model.mirror.numel() else 0 * basis
+        signs.append((other * basis).sum((1, 2)) / basis.square().sum((1, 2)))
+        if not bool(((signs[-1].abs() - 1).abs() < 0.01).all()):
+            raise ParameterError("The face model's components are not symmetric; train without mirroring.")
+    light = model.mean.new_tensor([1.0, 1, 1, -1, -1, 1, 1, -1, 1]).repeat_interleave(3)  # x, xy, xz
+    parts = [model.mean.new_tensor([1.0, -1, -1]), *signs, light, model.mean.new_tensor([-1.0, 1, 1])]
+    return torch.cat(parts).sign()
+
+
 # --- breeding (Sec. 7) --------------------------------------------------------------------------------------
 
 
