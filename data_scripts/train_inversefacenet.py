@@ -15,6 +15,7 @@ their pictures.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import platform
@@ -89,7 +90,7 @@ PRESETS = {
         subdivisions=0,
     ),
     "shipped": Preset(  # goes on from the row "model_space" of `cpu`
-        "small", None, SIDE // 2, 0, 3_000, 32, "adamw", 1e-3, precision="bf16-mixed", first=0.0, breedings=5,
+        "small", None, SIDE // 2, 0, 1_800, 32, "adamw", 1e-3, precision="bf16-mixed", first=0.0, breedings=3,
         bred=4_000, subdivisions=0, mirror=True, keep=True,
     ),
 }  # fmt: skip
@@ -243,7 +244,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
             new = bred_corpus(args, preset, model, network, stage)
             keep = corpus if preset.keep else {}
             corpus = {name: torch.cat([*([keep[name]] if keep else []), new[name]]) for name in new}
-        count = len(corpus["images"])
+        count = len(corpus.get("images", ()))
         for step in run.steps(state, last):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(preset, step)
@@ -270,6 +271,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         "start": args.start and args.start.name,
         "targets": args.targets if row in BRED else None,
         "presentations": preset.steps * preset.batch * run.fabric.world_size,
+        "date": datetime.date.today().isoformat(),
         "minutes": round((time.perf_counter() - began) / 60, 1),
         "hardware": hardware(run),
         "torch": torch.__version__,

@@ -224,34 +224,43 @@ def breed(
 # --- the method ---------------------------------------------------------------------------------------------
 
 
+def _load_network(path: str | Path, model: MorphableModel) -> nn.Module:
+    weights, card = load_checkpoint(path)
+    if card.get("face_model") != sha256_of(DEFAULT_MODEL):
+        raise ModelFileError(
+            f"The checkpoint '{path}' was trained for another face model, where its numbers mean other "
+            "faces; train again with data_scripts/train_inversefacenet.py."
+        )
+    try:
+        network = encoder(card["network"], DISTRIBUTION.layout(model).size + FRAME)
+        network.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        raise ModelFileError(f"The checkpoint '{path}' does not fit the face model: {error}") from error
+    return network
+
+
 class InverseFaceNet:
-    """A trained network with its face model: a scoreboard Method."""
+    """A trained network (None: the shipped one) with its face model: a scoreboard Method."""
 
     name = "inversefacenet"
 
     def __init__(
-        self, network: nn.Module, model: MorphableModel, detector: LandmarkDetector | None = None
+        self,
+        network: nn.Module | None = None,
+        model: MorphableModel | None = None,
+        detector: LandmarkDetector | None = None,
     ) -> None:
-        self.network, self.model, self.detector = network.eval(), model, detector
+        self.model = model or MorphableModel.load(None, 1)
+        self.network = (network or _load_network("inversefacenet", self.model)).eval()
+        self.detector = detector
 
     @classmethod
     def load(
         cls, path: str | Path = "inversefacenet", subdivisions: int = 1, device: str = "cpu"
     ) -> "InverseFaceNet":
         """A checkpoint with its card; by default the shipped one. Raises ModelFileError."""
-        weights, card = load_checkpoint(path)
         model = MorphableModel.load(None, subdivisions, device)
-        if card.get("face_model") != sha256_of(DEFAULT_MODEL):
-            raise ModelFileError(
-                f"The checkpoint '{path}' was trained for another face model, where its numbers mean other "
-                "faces; train again with data_scripts/train_inversefacenet.py."
-            )
-        try:
-            network = encoder(card["network"], DISTRIBUTION.layout(model).size + FRAME)
-            network.load_state_dict(weights)
-        except (KeyError, RuntimeError) as error:
-            raise ModelFileError(f"The checkpoint '{path}' does not fit the face model: {error}") from error
-        return cls(network.to(device), model)
+        return cls(_load_network(path, model).to(device), model)
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
