@@ -291,7 +291,9 @@ def test_what_goes_wrong_is_noticed(decoder: Decoder) -> None:
     assert "one shape" in wrong("shape", 0.0)
     assert "one expression" in wrong("expression", 0.0)
     assert "leave the picture" in wrong("translation", torch.tensor([200.0, 0, 0]))
-    assert "turn away" in wrong("rotation", torch.tensor([0.0, 1.5, 0]))
+    assert "faces turn away:" in wrong("rotation", torch.tensor([0.0, 1.5, 0]))
+    assert "turn away together" in wrong("rotation", torch.tensor([0.0, 0.5, 0]))
+    assert "shrink" in wrong("translation", torch.tensor([0.0, 0, -400.0]))
     assert "light explains" in wrong("reflectance", 0.0)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from facelab import metrics
 from facelab.distributions import DISTRIBUTIONS
 from facelab.geometry import euler_to_matrix
-from facelab.methods.mofa import LANDMARKS, LAYOUT, Decoder, loss_terms
+from facelab.methods.mofa import LANDMARKS, LAYOUT, Decoder, Z, loss_terms
 from facelab.morphable_model import MorphableModel
 
 MIRROR = [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1), *range(45, 41, -1), 
@@ -29,12 +29,13 @@ def beginners_code(progress: float) -> Tensor:
     """(257,) of 0 and 1: which parameters are free at `progress` in [0, 1] of a training without landmarks.
 
     From the average face, colours alone find the pose only while nothing else can explain them: in the
-    first half shape and expression stay average, three components of reflectance and light of first order do
-    the rest. Not in the paper, whose encoders knew faces before they started.
+    first three quarters shape, expression and distance stay average, three components of reflectance and light of
+    first order do the rest. Not in the paper, whose encoders knew faces before they started.
     """
     free = torch.ones(LAYOUT.size)
-    if progress < 0.5:
+    if progress < 0.75:
         free[LAYOUT.slice("shape")] = free[LAYOUT.slice("expression")] = 0
+        free[Z] = 0
         free[LAYOUT.slice("reflectance")][3:] = free[LAYOUT.slice("light")][12:] = 0
     return free
 
@@ -77,14 +78,19 @@ def warning_signs(decoder: Decoder, code: Tensor) -> dict[str, float]:
     - `shape_spread`, `expression_spread`: standard deviation between pictures, root mean square over the
       first ten components, in the model's: towards 0 everybody gets one face (collapse to the mean).
     - `outside`: share of visible vertices beyond the picture's border (the face is leaving).
-    - `turned`: share of faces that look away by more than 60 degrees (a cheek fits anything).
+    - `size`: of the faces in the picture over that of the zero code, on average (towards 0 they shrink
+      into the skin, where every colour fits).
+    - `turned`: share of faces that look away by more than 60 degrees (a cheek fits anything);
+      `drift_degrees`: how far they look away on average, all to the same side.
     - `skin_spread`: spread of log mean albedo over that of the model's people: towards 0 the light explains
       who has dark skin. `light_spread`: the same of log mean shading, absolute.
     """
     parts, picture = decoder.parts(code), decoder(code, 1)
     visible = picture.visible & decoder.used
     beyond = ((picture.screen[..., :2] - 0.5).abs() > 0.5).any(-1)
-    facing = euler_to_matrix(parts["rotation"])[:, 2, 2]  # cosine between the face's axis and the camera's
+    facing = euler_to_matrix(parts["rotation"])[:, :, 2]  # (B, 3) where the faces look, camera space
+    marks = decoder.landmarks(torch.cat([torch.zeros_like(code[:1]), code]), 1)
+    extent = (marks - marks.mean(1, keepdim=True)).norm(dim=-1).mean(1)
 
     def log_skin(reflectance: Tensor) -> Tensor:
         diffuse, _ = decoder.model.albedo(reflectance)
@@ -96,7 +102,9 @@ def warning_signs(decoder: Decoder, code: Tensor) -> dict[str, float]:
         "shape_spread": float(parts["shape"][:, :10].std(0).square().mean().sqrt()),
         "expression_spread": float(parts["expression"][:, :10].std(0).square().mean().sqrt()),
         "outside": float((visible & beyond).sum() / visible.sum().clamp(min=1)),
-        "turned": float((facing < 0.5).float().mean()),
+        "size": float(extent[1:].mean() / extent[0]),
+        "turned": float((facing[:, 2] < 0.5).float().mean()),
+        "drift_degrees": float(torch.atan2(facing.mean(0)[:2].norm(), facing.mean(0)[2]).rad2deg()),
         "skin_spread": float(log_skin(parts["reflectance"]).std() / log_skin(people).std()),
         "light_spread": float(ambient.std()),
     }
@@ -106,7 +114,9 @@ LIMITS: Mapping[str, tuple[float, float, str]] = {
     "shape_spread": (0.05, 9, "all faces get one shape: lower w_reg, train longer or faster"),
     "expression_spread": (0.05, 9, "all faces get one expression: lower w_reg, train longer or faster"),
     "outside": (-1, 0.2, "faces leave the picture: lower the translation's learning rate, use landmarks"),
+    "size": (0.8, 1.25, "faces shrink (or grow): lower the learning rate of z, use landmarks"),
     "turned": (-1, 0.1, "faces turn away: lower the rotation's learning rate, use landmarks"),
+    "drift_degrees": (-1, 15, "faces turn away together: lower the rotation's learning rate, use landmarks"),
     "skin_spread": (0.25, 4, "light explains the skin (or skin the light): lower w_beta (or raise it)"),
 }
 """Lowest and highest credible value of a warning sign, and what lies beyond."""
