@@ -67,6 +67,7 @@ def photo_records(folder: Path, size: int, cache: Path) -> Records:
         return Records(
             len(chosen), lambda i: _photo(chosen[i], known.get(chosen[i].name), masks.get(chosen[i]), size)
         )
+    cache.mkdir(parents=True, exist_ok=True)
     found = PhotoFolder(folder, size, cache / "landmarks.jsonl")
     if not len(found):
         raise PhotoNotFoundError(f"No face was found in the pictures of '{folder}'; give other ones.")

@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -179,30 +180,30 @@ def _portrait(
 
 def _ict_model(place: Path) -> Path:
     """The converted model: in the folder, or made of what lies there and kept in the user's cache."""
-    found = [place] if place.is_file() else [*place.glob("*.safetensors"), *place.glob("*.npz")]
+    found = [place] if place.is_file() else sorted(place.glob("*.safetensors")) + sorted(place.glob("*.npz"))
     source = found[0] if found else place
     if source.suffix == ".safetensors":
         return source
     marker = source if source.is_file() else source / "generic_neutral_mesh.obj"
     if not marker.is_file():
         raise ModelFileError(f"There is no ICT-FaceKit in '{place}': give its folder FaceXModel.")
-    path = _cache() / f"ict_{sha256_of(marker)[:16]}" / "ict.safetensors"
-    if not path.is_file():
+    kept = _cache() / f"ict_{sha256_of(marker)[:16]}"
+    if not kept.is_dir():
         if not CONVERTER.is_file():
             raise ModelFileError(f"Convert '{source}' with data_scripts/convert_ict_facekit.py first.")
-        path.parent.mkdir(exist_ok=True)
-        command = [sys.executable, str(CONVERTER), str(source), str(path), "--borrow-albedo"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        made = kept.with_name(f"{kept.name}.{os.getpid()}")  # gets its name when it is complete
+        made.mkdir(parents=True)
+        command = [sys.executable, str(CONVERTER), str(source), str(made / "ict.safetensors")]
+        done = subprocess.run([*command, "--borrow-albedo"], capture_output=True, text=True, check=False)
         if done.returncode:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(made)
             raise ModelFileError(f"'{source}' cannot be converted: {done.stderr.strip()[-300:]}")
-    return path
+        made.rename(kept)
+    return kept / "ict.safetensors"
 
 
 def _cache() -> Path:
-    path = Path(os.environ.get("FACELAB_CACHE", Path.home() / ".cache" / "facelab"))
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return Path(os.environ.get("FACELAB_CACHE", Path.home() / ".cache" / "facelab"))
 
 
 # --- committed files ----------------------------------------------------------------------------------------
