@@ -154,11 +154,13 @@ def _albedo(record: Known, said: Known) -> Tensor:
 
 
 def _light_degrees(record: Known, said: Known) -> Tensor | None:
-    if record.light is not None:
+    truth = record.light_direction
+    if record.light is not None:  # then both directions are found in the same way
         first, constant = metrics.light_direction(record.light), record.light[0].mean()
         if first.norm() < UNDIRECTED * constant.abs():
             return None
-    return metrics.direction_error_degrees(metrics.light_direction(said.light), record.light_direction)
+        truth = metrics.seen_light_direction(record.light)
+    return metrics.direction_error_degrees(metrics.seen_light_direction(said.light), truth)
 
 
 @cache

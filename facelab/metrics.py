@@ -14,6 +14,7 @@ from torch import Tensor
 
 from facelab.errors import ParameterError
 from facelab.geometry import vertex_normals
+from facelab.illumination import sh_basis
 
 INNER_LANDMARKS = slice(17, 68)
 """The 51 iBUG points that are not on the jaw."""
@@ -196,12 +197,36 @@ def direction_error_degrees(estimate: Tensor, truth: Tensor) -> Tensor:
 
 
 def light_direction(coefficients: Tensor) -> Tensor:
-    """Where most of the light comes from `(..., 3)`, not normalised: from spherical harmonics `(..., 9, 3)`.
+    """Where most light comes from `(..., 3)`, not normalised: for a light's true harmonics `(..., 9, 3)`.
 
     The first-order coefficients are y, z, x of the brightness' gradient over the normal; grey is the mean of
     the channels. Its length over that of the constant term says how directed the light is.
     """
     return coefficients[..., [3, 1, 2], :].mean(-1)
+
+
+def seen_light_direction(coefficients: Tensor) -> Tensor:
+    """The same for estimated coefficients `(..., 9, 3)`, from what they do to normals that are seen.
+
+    Over normals that face the camera 1, z and 3z²-1 nearly stand in for each other, so an estimate that
+    explains a picture lit from in front may well have a negative z. So of all distant lights (beside equal
+    light from everywhere) this takes the one whose shading of normals with z > 0 goes best with that of the
+    coefficients, to about 5 degrees. Unit length; zero if the shading does not vary.
+    """
+    index = torch.arange(4000, dtype=coefficients.dtype, device=coefficients.device)
+    z, turn = 1 - (2 * index + 1) / 4000, index * torch.pi * (3 - 5**0.5)  # a Fibonacci sphere
+    radius = (1 - z * z).sqrt()
+    directions = torch.stack([radius * turn.cos(), radius * turn.sin(), z], -1)
+    seen = directions[:2000:5]
+    lobes = (directions @ seen.mT).clamp(min=0)
+    share = seen[:, 2] / seen[:, 2].sum()  # as a ball in a picture has pixels
+    lobes = lobes - (lobes * share).sum(-1, keepdim=True)  # light from everywhere does not matter
+    length = (lobes.square() * share).sum(-1, keepdim=True).sqrt().clamp(min=0.01)  # from behind: dark
+    shading = coefficients.mean(-1) @ sh_basis(seen).mT
+    shading = shading - (shading * share).sum(-1, keepdim=True)
+    likeness = (shading * share) @ (lobes / length).mT
+    varies = shading.abs().amax(-1) > 1e-4 * coefficients[..., 0, :].abs().mean(-1)
+    return torch.where(varies[..., None], directions[likeness.argmax(-1)], 0.0)
 
 
 def landmark_error_px(estimate: Tensor, truth: Tensor) -> Tensor:

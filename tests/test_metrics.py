@@ -5,7 +5,7 @@ import torch
 
 from facelab.errors import ParameterError
 from facelab.geometry import euler_to_matrix, vertex_normals
-from facelab.illumination import ambient_to_sh, directional_to_sh
+from facelab.illumination import ambient_to_sh, directional_to_sh, sh_basis
 from facelab.metrics import (
     INNER_LANDMARKS,
     INNER_MOUTH,
@@ -24,6 +24,7 @@ from facelab.metrics import (
     posed_distance_mm,
     rigid_align,
     scale_free_error,
+    seen_light_direction,
 )
 
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
@@ -239,6 +240,26 @@ def test_light_direction() -> None:
     assert float(direction_error_degrees(2 * x, x + y)) == pytest.approx(45)
     assert float(direction_error_degrees(-x, x)) == pytest.approx(180)
     assert float(direction_error_degrees(light_direction(ambient_to_sh(colour)).float(), x)) == 90
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_light_direction_is_found_from_what_is_seen(dtype: torch.dtype) -> None:
+    towards = torch.tensor([[0.0, 0, 1], [1, 0.2, 0.3], [-0.3, 0.8, 0.1], [0.5, -0.5, 1]], dtype=dtype)
+    colour = torch.tensor([0.9, 0.6, 0.3], dtype=dtype)
+    light = directional_to_sh(towards, colour) + ambient_to_sh(0.5 * colour)
+    assert direction_error_degrees(seen_light_direction(light), towards).max() < 3
+    assert direction_error_degrees(seen_light_direction(3 * light), towards).max() < 3
+    # z ~ (1 + 5 (3z²-1)/2 ...)/...: add what hardly changes normals with z > 0, so that z's sign turns.
+    side = torch.linspace(0.15, 1, 50, dtype=torch.float64)
+    normals = torch.stack([(1 - side**2).sqrt(), 0 * side, side], -1)
+    basis = sh_basis(normals)[:, [0, 2, 6]]
+    weakest = torch.linalg.eigh(basis.T @ basis)[1][:, 0]
+    unseen = light.clone()
+    unseen[0, [0, 2, 6]] -= (2 * light[0, 2].mean() / weakest[1] * weakest)[:, None].to(light)
+    assert light[0, 2].mean() > 0 > unseen[0, 2].mean()
+    assert direction_error_degrees(light_direction(unseen), towards)[0] > 90
+    assert direction_error_degrees(seen_light_direction(unseen), towards)[0] < 30
+    assert float(direction_error_degrees(seen_light_direction(ambient_to_sh(colour)), towards[0])) == 90
 
 
 def test_inner_mouth() -> None:
