@@ -241,8 +241,8 @@ class Encoder(nn.Module):
         self.final = _FinalLayer(layer.in_features)
         setattr(network.get_submodule(parent), child, self.final)
         self.network = network
-        units = torch.cat([torch.full((n,), units[name]) for name, n in LAYOUT.sizes.items()])
-        self.register_buffer("units", units, persistent=False)
+        scale = torch.cat([torch.full((n,), units[name]) for name, n in LAYOUT.sizes.items()])
+        self.register_buffer("units", scale, persistent=False)
         self.units: Tensor
 
     def forward(self, images: Tensor) -> Tensor:

@@ -29,11 +29,11 @@ def beginners_code(progress: float) -> Tensor:
     """(257,) of 0 and 1: which parameters are free at `progress` in [0, 1] of a training without landmarks.
 
     From the average face, colours alone find the pose only while nothing else can explain them: in the
-    first three quarters shape, expression and distance stay average, three components of reflectance and light of
+    first half shape, expression and distance stay average, three components of reflectance and light of
     first order do the rest. Not in the paper, whose encoders knew faces before they started.
     """
     free = torch.ones(LAYOUT.size)
-    if progress < 0.75:
+    if progress < 0.5:
         free[LAYOUT.slice("shape")] = free[LAYOUT.slice("expression")] = 0
         free[Z] = 0
         free[LAYOUT.slice("reflectance")][3:] = free[LAYOUT.slice("light")][12:] = 0
