@@ -11,9 +11,12 @@ path_tracer.py. A set is a function of its seed (on one kind of processor and on
 import argparse
 import io
 import json
+import os
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums depend on the number of threads, in the last bit
 
 import numpy as np
 import torch
