@@ -90,7 +90,7 @@ PRESETS = {
         subdivisions=0,
     ),
     "shipped": Preset(  # goes on from the row "model_space" of `cpu`
-        "small", None, SIDE // 2, 0, 1_800, 32, "adamw", 1e-3, precision="bf16-mixed", first=0.0, breedings=3,
+        "small", None, SIDE // 2, 0, 1_500, 32, "adamw", 1e-3, precision="bf16-mixed", first=0.0, breedings=3,
         bred=4_000, subdivisions=0, mirror=True, keep=True,
     ),
 }  # fmt: skip
