@@ -21,8 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from facelab.errors import FacelabError
+from facelab.photo_truth import LANDMARK_FILE
 from facelab.records import FaceRecord
-from facelab.test_sets import LANDMARK_FILE
 
 SAMPLE = 20  # records that are looked at unless --limit or --export says otherwise
 
