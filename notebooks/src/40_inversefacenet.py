@@ -1,0 +1,798 @@
+# %% [markdown]
+# # 40 · InverseFaceNet: learn to invert the renderer
+#
+# Fitting (notebook 30) solves a new optimisation for every picture, in seconds. InverseFaceNet (Kim et al.,
+# CVPR 2018) pays once: it *renders* a large corpus of faces whose parameters are known, trains a network to
+# say the parameters from the picture, and then needs one pass per photograph. You will build the corpus,
+# train the paper's baseline and its two inventions, the **model-space loss** and **breeding**, measure what
+# each of them gains, and see where it fails.
+#
+# **Time:** 75 minutes, with exercises 105. **Before this:** notebooks 10 (the model), 21 (image formation),
+# 30 (fitting). All numbers of the paper are from Kim et al. 2018; sections, equations and tables are theirs.
+
+# %%
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from skimage.data import astronaut
+from torch import Tensor
+
+from facelab import checks, metrics
+from facelab.corpora import CorpusSpec, Renderer
+from facelab.distributions import DISTRIBUTIONS
+from facelab.errors import FacelabError
+from facelab.geometry import euler_to_matrix
+from facelab.image_formation import render
+from facelab.methods import inversefacenet as ifn
+from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, InverseFaceNet
+from facelab.morphable_model import MorphableModel
+from facelab.networks import encoder, last_layer
+from facelab.photos import find_face
+from facelab.scoreboard import load_rows
+from facelab.test_sets import load_test_set
+from facelab.training import Run, batch_indices, load_checkpoint
+from facelab.viewer import geometry_image, image_grid
+
+torch.set_num_threads(1)
+plt.rcParams.update({"figure.dpi": 80, "axes.titlesize": 10})
+
+# %% tags=["parameters"]
+PRESET = "quick"
+DEVICE = "cpu"
+SEED = 0
+OUT_DIR = "../runs/40_inversefacenet"
+
+# %%
+PRESETS = {
+    "tiny": {"network": "small", "side": 60, "corpus": 480, "steps": 90, "first": 45, "breedings": 1,
+             "targets": 48, "test": 32, "reconstruct": 3, "optimizer": "adam", "rate": 1e-3},
+    "quick": {"network": "small", "side": 60, "corpus": 1500, "steps": 450, "first": 210, "breedings": 4,
+              "targets": 200, "test": 150, "reconstruct": 6, "optimizer": "adam", "rate": 1e-3},
+    "full": {"network": "alexnet", "side": 240, "corpus": 200_000, "steps": 75_000, "first": 15_000,
+             "breedings": 8, "targets": 100_000, "test": 1000, "reconstruct": 8, "optimizer": "adadelta",
+             "rate": 0.01},
+}  # fmt: skip
+if PRESET not in PRESETS:
+    raise ValueError(f"PRESET is {PRESET!r}; choose one of {', '.join(PRESETS)}.")
+P = PRESETS[PRESET]
+out = Path(OUT_DIR)
+out.mkdir(parents=True, exist_ok=True)
+numbers: dict[str, float] = {}  # what this notebook measures; written to OUT_DIR/numbers.json at the end
+
+print(f"{'':12}" + "".join(f"{name:>12}" for name in PRESETS))
+for key in P:
+    print(f"{key:12}" + "".join(f"{p[key]!s:>12}" for p in PRESETS.values()))
+
+# %% [markdown]
+# `side`: pixels of the network's input; `corpus`: rendered faces; `steps`: batches of 32; `first`: those
+# before breeding. `full` has the paper's numbers and wants a GPU: there, run
+# `data_scripts/train_inversefacenet.py --preset full`, which is this notebook's loop with files that survive
+# a kill, and runs under `torchrun` on several GPUs. `tiny` and `quick` train miniatures to show the
+# mechanism; the network that ships with facelab was made by the same script, and we meet it in section 6.
+#
+# ## 1 · The space of facial images
+#
+# One vector describes a picture (Eq. 1): rotation, shape, expression, skin reflectance, light,
+#
+# $$\theta = (R,\ \theta^{[s]},\ \theta^{[e]},\ \theta^{[r]},\ \theta^{[i]}) \in
+# \mathbb{R}^{3+128+64+128+27=350}.$$
+#
+# The vertices are $\mathbf a^{[s]} + \sum_i \mathbf b^{[s]}_i \sigma^{[s]}_i \theta^{[s]}_i
+# + \sum_i \mathbf b^{[e]}_i \sigma^{[e]}_i \theta^{[e]}_i$ (Eq. 2), the skin likewise (Eq. 3), and the colour
+# is skin times $\sum_k \theta^{[i]}_k H_k(\mathbf n)$ (Eq. 4). Our face model keeps 80 skin components, so
+# our vector is
+# 48 shorter. There is no translation and no size: the picture is cut so that the face fills it.
+
+# %%
+model = MorphableModel.load(subdivisions=0)
+layout = DISTRIBUTION.layout(model)
+print(layout, "->", layout.size)
+
+
+# %% [markdown]
+# Section 5 of the paper prescribes the distribution $P(\theta)$, every part independent of the others (Eq.
+# 5). It fits in a few lines:
+
+# %%
+def sample_parameters(count: int, generator: torch.Generator) -> Tensor:
+    """Section 5: (count, layout.size)."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=generator)
+
+    rotation = uniform(-1, 1, count, 3) * torch.tensor([40.0, 40.0, 15.0]).deg2rad()  # pitch, yaw, roll
+    shape = torch.randn(count, layout.sizes["shape"], generator=generator)  # already divided by sigma
+    expression = uniform(-12, 12, count, layout.sizes["expression"])
+    expression[:, 0] += 4.8  # "to prevent closing the mouth beyond anatomical limits"
+    reflectance = torch.randn(count, layout.sizes["reflectance"], generator=generator)
+    light = uniform(-0.2, 0.2, count, 9)
+    light[:, 0] = uniform(0.6, 1.2, count)  # the average brightness
+    light = light[:, :, None].expand(-1, -1, 3).flatten(1)  # monochrome
+    return torch.cat([rotation, shape, expression, reflectance, light], 1)
+
+
+g = torch.Generator().manual_seed(SEED)
+mine, theirs = sample_parameters(4000, g), DISTRIBUTION.sample(model, 4000, g)
+for moment in (torch.mean, torch.std):
+    difference = (moment(mine, 0) - moment(theirs, 0)) / theirs.std(0)
+    numbers[f"sampler_{moment.__name__}_difference"] = float(difference.abs().max())
+    print(f"largest difference of the {moment.__name__}s: {difference.abs().max():.3f} standard deviations")
+    assert difference.abs().max() < 0.1
+
+# %% [markdown]
+# What does each part of the vector do? Each row below changes one part of an average face, in five random
+# draws. Expressions drawn like this move all 64 components at once, as no face does. The paper knows: "this
+# will be addressed by the breeding step".
+
+
+# %%
+def draw(theta: Tensor, size: int = 120) -> Tensor:
+    """Pictures (B, 3, size, size) of parameters, faces only."""
+    scene = DISTRIBUTION.decode(model, theta, size)
+    zoomed = replace(scene.camera, focal=0.75 * scene.camera.focal,
+                     principal=size / 2 + 0.75 * (scene.camera.principal - size / 2))  # fmt: skip
+    picture = render(scene.vertices, model.triangles, zoomed, scene.light, scene.diffuse, None, size, size)
+    return picture.image.clamp(0, 1)
+
+
+neutral = layout.zeros(5)
+neutral[:, layout.slice("light")][:, :3] = 0.9
+rows = []
+for part in layout.names:
+    changed = neutral.clone()
+    changed[:, layout.slice(part)] = sample_parameters(5, g)[:, layout.slice(part)]
+    rows.append(draw(changed))
+rows.append(draw(sample_parameters(5, g)))
+titles = [f"{part} {k + 1}" for part in (*layout.names, "all") for k in range(5)]
+image_grid(torch.cat(rows), titles, columns=5, inches=1.1)
+
+# %% [markdown]
+# ## 2 · What the network sees
+#
+# Section 6.1: detect landmarks, fit their bounding box into 240×240 pixels, black out everything outside the
+# landmarks' hull and the inside of the mouth, "which cannot be explained by our model". The paper's tracker
+# has 66 points: the 68 of iBUG without the two inner corners of the mouth.
+
+# %%
+renderer = Renderer(CorpusSpec("portrait", seed=SEED + 50, size=240, subdivisions=0))
+portraits = renderer.batch(0)
+photo, points = portraits["image"][1], portraits["landmarks"][1]
+masked, crop = ifn.network_input(photo, points)
+mask = ifn.face_mask(crop.landmarks)
+figure = image_grid([photo, crop.image, mask, masked],
+                    ["a picture", "landmarks' box -> 240 px", "hull without mouth", "the input"])  # fmt: skip
+chosen = [i for i in range(68) if i not in (60, 64)]
+figure.axes[0].plot(*points[chosen].T, ".", color="cyan", ms=2.5)
+figure
+
+# %% [markdown]
+# The detector decides what the network gets to see, so its errors belong into the corpus. dlib's detector
+# misses rendered jaws and brows by a few pixels, smoothly along the contour. `detector_noise` imitates that.
+# It makes a second problem, too: the paper recovers position and size from "the box fills the picture", and
+# now the box is a few per cent off. So facelab's network has **three more outputs**, the `frame`: where in
+# its input the true box is (centre and logarithm of the size). That is our addition; the paper's tracker was
+# better, or its overlap suffered. Everything else follows the paper.
+
+# %%
+found = ifn.detector_noise(points.expand(3, 68, 2), torch.Generator().manual_seed(SEED))
+seen = [ifn.network_input(photo, noisy) for noisy in found]
+frames = [ifn.box_of(crop.to_crop(points), 240) for _, crop in seen]
+image_grid([masked] + [image for image, _ in seen],
+           ["true landmarks"] + [f"frame {f[0]:+.3f} {f[1]:+.3f} {f[2]:+.3f}" for f in frames])  # fmt: skip
+
+
+# %% [markdown]
+# Now the corpus. `synthesise` decodes parameters, renders before a random background, "detects", masks,
+# crops:
+
+
+# %%
+def corpus_of(theta: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Pictures (N, 3, side, side) uint8 and truth (N, layout.size + 3) for parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = [ifn.synthesise(model, part, generator, P["side"]) for part in theta.split(16)]
+    return torch.cat([images for images, _ in pairs]), torch.cat([truth for _, truth in pairs])
+
+
+generator = torch.Generator().manual_seed(SEED + 1)
+images, truth = corpus_of(sample_parameters(P["corpus"], generator), SEED + 1)
+test_images, test_truth = corpus_of(sample_parameters(P["test"], generator), SEED + 2)
+image_grid(images[:16].float() / 255, columns=8, inches=0.9)
+
+# %% [markdown]
+# ## 3 · The baseline: plain ℓ₂
+#
+# A standard network whose last layer gives the parameters, biases 0, weights $\sim N(0, 0.01)$, and the loss
+# $\|\mathbf p - \theta\|^2$. The loop is all there is to it; `Run` from `facelab.training` brings the things
+# that every loop needs (device, precision, several GPUs, a checkpoint to resume from, a stop when the loss
+# explodes) and leaves the loop to us. The paper trains with AdaDelta at rate 0.01, as the preset `full`
+# does; with a thousand times fewer steps Adam gets further, so `tiny` and `quick` use it.
+
+
+# %%
+Maker = Callable[[torch.nn.Module], tuple[Tensor, Tensor]]  # a corpus: pictures and truth
+
+
+def train(name: str, weights: Tensor | float, stages: list[tuple[int, Maker]]) -> torch.nn.Module:
+    """Train from the same start; each stage is (its last step, what makes its corpus from the network)."""
+    run = Run(out / name, DEVICE, progress=False, every=10**9, seed=SEED)
+    run.path.unlink(missing_ok=True)  # begin anew each time the notebook runs
+    network = encoder(P["network"], layout.size + FRAME, final="normal")
+    kind = {"adadelta": torch.optim.Adadelta, "adam": torch.optim.AdamW}[P["optimizer"]]
+    optimizer = kind(network.parameters(), P["rate"], weight_decay=0.001)
+    network, optimizer = run.setup(network.train(), optimizer)
+    state = {"network": network, "optimizer": optimizer}
+    for last, make in stages:
+        pictures, labels = make(network)
+        for step in run.steps(state, last):
+            for group in optimizer.param_groups:
+                group["lr"] = P["rate"] * schedule(step)
+            rows = batch_indices(step, 32, len(pictures), SEED)
+            said = network(pictures[rows].to(run.device).float() / 255)
+            loss = ifn.parameter_loss(said, labels[rows].to(run.device), weights).mean()
+            run.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+    curves[name] = state["losses"]
+    return network.module.eval()
+
+
+def schedule(step: int) -> float:
+    """Constant for AdaDelta, as printed; for Adam a warm-up, and down on a line from the middle on."""
+    if P["optimizer"] == "adadelta":
+        return 1.0
+    return min(1.0, (step + 1) / (0.1 * P["steps"]), 2 * (1 - step / P["steps"]) + 0.02)
+
+
+def synthetic(network: torch.nn.Module) -> tuple[Tensor, Tensor]:
+    """The corpus of section 2, whatever the network."""
+    return images, truth
+
+
+curves: dict[str, list[float]] = {}
+networks = {"plain ℓ2": train("plain", 1.0, [(P["steps"], synthetic)])}
+last = last_layer(networks["plain ℓ2"])
+print(f"last layer {tuple(last.weight.shape)}, loss {curves['plain'][0]:.0f} -> {curves['plain'][-1]:.0f}")
+
+# %% [markdown]
+# What is this loss made of? Take the answer that needs no picture, the average vector, and split its error
+# into the parts of $\theta$:
+
+# %%
+mean_answer = truth.mean(0)
+
+
+def shares(weights: Tensor | float) -> dict[str, float]:
+    """How much of the average answer's loss each part causes."""
+    squared = (weights * (test_truth - mean_answer)).square()[:, : layout.size].mean(0)
+    return {name: float(squared[layout.slice(name)].sum() / squared.sum()) for name in layout.names}
+
+
+for name, share in shares(1.0).items():
+    print(f"{name:12} {100 * share:6.2f} %")
+numbers["plain_share_of_expression"] = shares(1.0)["expression"]
+
+# %% [markdown]
+# Nearly all of it is expression, because its numbers happen to run to ±12, and each of the 64 components
+# counts alike although most move the skin by fractions of a millimetre. A rotation wrong by 30° costs 0.27,
+# less than a thousandth. Adam and AdaDelta rescale the gradient of every single weight, which saves the last
+# layer, but the layers before it are shared.
+#
+# ## 4 · The model-space loss
+#
+# What we care about is the face. With an orthonormal basis the squared distance between two faces is
+#
+# $$\Big\| \sum_i \mathbf b_i \sigma_i p_i - \sum_i \mathbf b_i \sigma_i \theta_i \Big\|^2 = \sum_i
+# \sigma_i^2 (p_i - \theta_i)^2 ,$$
+#
+# a Euclidean distance in parameter space with a diagonal weight. That is the model-space loss (Eqs. 6 to 8),
+#
+# $$\mathcal L(\mathbf p, \theta) = (\mathbf p-\theta)^\top \Sigma^\top\Sigma\,(\mathbf p-\theta),\quad
+# \Sigma = \mathrm{diag}(\omega_R \mathbf 1_3, \omega_s \sigma^{[s]}, \omega_e \sigma^{[e]}, \omega_r
+# \sigma^{[r]}, \omega_i \mathbf 1_{27}),$$
+#
+# with $\omega = (400, 50, 50, 100, 20)$. It costs nothing, needs no renderer, and looks at the first
+# components more than at the last. Is it really the distance of faces? We compare.
+
+# %%
+a, b = (sample_parameters(60, generator) for _ in range(2))
+sigma_s = model.identity_sigma
+by_loss = (sigma_s * (a - b)[:, layout.slice("shape")]).square().sum(-1).sqrt()
+va, vb = (model.vertices(x[:, layout.slice("shape")]) for x in (a, b))
+by_mesh = (va - vb).square().sum(-1).mean(-1).sqrt()
+correlation = float(torch.corrcoef(torch.stack([by_loss, by_mesh]))[0, 1])
+numbers["loss_mesh_correlation"] = correlation
+plt.figure(figsize=(3.6, 3))
+plt.plot(by_mesh, by_loss, ".")
+plt.plot([0, 12], [0, 12], "k:", lw=1)
+plt.xlabel("distance of the meshes, mm RMS"), plt.ylabel("of the parameters, weighted")
+plt.title(f"correlation {correlation:.3f}")
+plt.show()
+
+# %% [markdown]
+# Very nearly; not exactly, because the bases of a face that is cut out of a head are not quite orthogonal.
+#
+# **Exercise 1.** Write the loss. The check compares it with the matrix form.
+
+# %%
+print(checks.describe("model-space loss"))
+
+
+# %% tags=["solution"]
+def model_space_loss(predicted: Tensor, theta: Tensor, sigma: Tensor) -> Tensor:
+    """(B, P), (B, P), the diagonal of Sigma (P,) -> the loss (B,)."""
+    # SOLUTION
+    return (sigma * (predicted - theta)).square().sum(-1)
+
+
+# %%
+checks.check("model-space loss", model_space_loss)
+
+# %% [markdown]
+# The units of $\sigma$ are not printed. With ours, mm for shape and expression, per cent for reflectance, the
+# average answer's loss now has these shares:
+
+# %%
+weights = ifn.model_space_weights(model)
+matrix = torch.diag(weights).T @ torch.diag(weights)
+p, t = test_truth[:8] + 0.3, test_truth[:8]
+by_matrix = torch.einsum("bi,ij,bj->b", p - t, matrix, p - t)
+assert torch.allclose(ifn.parameter_loss(p, t, weights), by_matrix, rtol=1e-4)  # facelab's is the matrix form
+assert torch.allclose(model_space_loss(p, t, weights), by_matrix, rtol=1e-4)  # and so is yours
+before, after = shares(1.0), shares(weights)
+print(f"{'':12}{'plain':>9}{'model space':>13}")
+for name in layout.names:
+    print(f"{name:12}{100 * before[name]:8.2f}%{100 * after[name]:12.2f}%")
+figure, axes = plt.subplots(1, 4, figsize=(9, 2.2), sharey=True)
+for axis, name in zip(axes, ("shape", "expression", "reflectance", "light")):
+    axis.semilogy(weights[: layout.size][layout.slice(name)])
+    axis.set_title(f"weight: {name}"), axis.set_xlabel("component")
+plt.tight_layout()
+
+# %% [markdown]
+# The same network, the same pictures in the same order, the new loss:
+
+# %%
+networks["+ model-space loss"] = train("model_space", weights, [(P["steps"], synthetic)])
+
+
+# %%
+def errors(said: Tensor, truth: Tensor) -> dict[str, float]:
+    """Means over pictures: angle between rotations, mm between faces after alignment, light, place."""
+    a, b = (DISTRIBUTION.coefficients(model, x[:, :-FRAME]) for x in (said, truth))
+    va, vb = (model.vertices(x["identity"], x["expression"]) for x in (a, b))
+    ra, rb = (euler_to_matrix(x["rotation"]) for x in (a, b))
+    skin = [model.albedo(x["albedo"])[0].mean(1) for x in (a, b)]
+    return {
+        "pose °": float(metrics.pose_error_degrees(ra, rb).mean()),
+        "geometry mm": float(metrics.geometry_rmse_mm(va, vb).mean()),
+        "skin": float((skin[0] - skin[1]).abs().mean()),
+        "light": float((a["light"] - b["light"]).square().mean((1, 2)).sqrt().mean()),
+        "place px": 240 * float((said - truth)[:, -FRAME:-1].norm(dim=-1).mean()),
+    }
+
+
+@torch.no_grad()
+def answers(network: torch.nn.Module, pictures: Tensor) -> Tensor:
+    """(N, 3, S, S) uint8 -> parameters and frames (N, layout.size + 3), the parameters clamped."""
+    said = torch.cat([network(part.float() / 255) for part in pictures.split(64)])
+    return torch.cat([ifn.clamp_parameters(model, said[:, :-FRAME]), said[:, -FRAME:]], -1)
+
+
+def show(title: str, results: dict[str, dict[str, float]]) -> None:
+    print(f"{title:26}" + "".join(f"{key:>13}" for key in next(iter(results.values()))))
+    for name, values in results.items():
+        print(f"{name:26}" + "".join(f"{value:13.3f}" for value in values.values()))
+
+
+results = {"the average face": errors(mean_answer.expand_as(test_truth), test_truth)}
+results |= {name: errors(answers(network, test_images), test_truth) for name, network in networks.items()}
+show(f"{len(test_truth)} held-out pictures", results)
+for key, name in (("mean", "the average face"), ("plain", "plain ℓ2"), ("model_space", "+ model-space loss")):
+    numbers |= {f"{key}_{measure.split()[0]}": value for measure, value in results[name].items()}
+
+# %% [markdown]
+# ## 5 · Breeding
+#
+# These pictures come from the distribution that somebody wrote down in section 5. Photographs do not. Nobody
+# knows their parameters, but the network has an opinion; so (Algorithm 1)
+#
+# 1. let the present network estimate the parameters of unlabelled target pictures,
+# 2. perturb them a little, twice: $U(-5°, 5°)$ on the angles, $N(0, 0.05)$ on shape, $N(0, 0.1)$ on
+# expression,    $N(0, 0.2)$ on reflectance, $N(0, 0.02)$ on light,
+# 3. render the perturbed parameters: their truth *is* known,
+# 4. train on, and begin again.
+#
+# The estimates need not be right. They only have to be *distributed* more like the targets than the
+# corpus was, and each round the network gets better at them. The noise on the three channels of the light
+# is independent: coloured light comes into the corpus here.
+#
+# **Exercise 2** (★★, 10 minutes). Write step 2, without the clamping to sensible ranges.
+
+
+# %% tags=["solution"]
+def perturb(parts: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """{"rotation" (B, 3) rad, "shape", "expression", "reflectance", "light"} -> the same, perturbed."""
+    # SOLUTION
+    spread = {"shape": 0.05, "expression": 0.1, "reflectance": 0.2, "light": 0.02}
+    angles = math.radians(5) * (2 * torch.rand(parts["rotation"].shape, generator=generator) - 1)
+    bred = {"rotation": parts["rotation"] + angles}
+    for name, s in spread.items():
+        bred[name] = parts[name] + s * torch.randn(parts[name].shape, generator=generator)
+    return bred
+
+
+# %%
+still = layout.split(layout.zeros(4000))
+for name, moved in perturb(still, torch.Generator().manual_seed(SEED)).items():
+    printed = ifn.NOISE[name] if name != "rotation" else math.radians(ifn.NOISE[name]) / math.sqrt(3)
+    spread = float(moved.std())
+    print(f"{name:12} standard deviation {spread:.4f}, printed {printed:.4f}")
+    assert abs(spread / printed - 1) < 0.05, f"{name}: {spread / printed:.2f} times the printed noise"
+
+# %% [markdown]
+# Our targets are *portraits*: people whose skin goes with their shape, expressions of a few facial actions,
+# heads mostly towards the camera, one to three lamps of slightly different colour. We keep their truth,
+# which real photographs would not have, away from the training, and use it only to measure.
+
+
+# %%
+def target_inputs(count: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Network inputs (N, 3, side, side) uint8 of portraits as a detector finds them, and their truth."""
+    renderer = Renderer(CorpusSpec("portrait", seed=seed, size=240, subdivisions=0))
+    noise, inputs, kept, frames = torch.Generator().manual_seed(seed), [], [], []
+    for batch in map(renderer.batch, range(-(-count // 16))):
+        for image, points in zip(batch["image"], batch["landmarks"]):
+            masked, crop = ifn.network_input(image, ifn.detector_noise(points[None], noise)[0])
+            inputs.append(torch.nn.functional.avg_pool2d(masked, 240 // P["side"]))
+            frames.append(ifn.box_of(crop.to_crop(points), 240))
+        kept.append(batch["parameters"])
+    parts = DISTRIBUTIONS["portrait"].layout(model).split(torch.cat(kept)[:count])
+    return (255 * torch.stack(inputs)[:count]).round().byte(), parts | {"frame": torch.stack(frames)[:count]}
+
+
+def in_our_layout(parts: dict[str, Tensor]) -> Tensor:
+    """A portrait's truth as a vector of InverseFaceNet's, without its frame."""
+    unit = DISTRIBUTION.coefficients(model, torch.ones(1, layout.size))
+    return layout.join({
+        "rotation": parts["rotation"], "shape": parts["identity"], "reflectance": parts["albedo"],
+        "expression": parts["expression"] / unit["expression"],
+        "light": parts["light"] / unit["light"].flatten(1),
+    })  # fmt: skip
+
+
+targets, _ = target_inputs(P["targets"], SEED + 60)
+portrait_images, portrait_parts = target_inputs(P["test"], SEED + 61)
+portrait_truth = torch.cat([in_our_layout(portrait_parts), portrait_parts["frame"]], 1)
+corpora: list[tuple[Tensor, Tensor]] = []  # what each breeding step makes, kept for the figure
+
+
+def bred(network: torch.nn.Module) -> tuple[Tensor, Tensor]:
+    """Steps 1 to 3: estimate, perturb, render."""
+    network.eval()
+    theta = answers(network, targets)[:, :-FRAME]
+    network.train()
+    copies = []
+    for _ in range(2):  # two perturbed vectors for each
+        parts = perturb(layout.split(theta), generator)
+        copies.append(ifn.clamp_parameters(model, layout.join(parts)))
+    corpora.append(corpus_of(torch.cat(copies), SEED + 100 + len(corpora)))
+    return corpora[-1]
+
+
+rest = P["steps"] - P["first"]
+stages = [(P["first"] + rest * (k + 1) // P["breedings"], bred) for k in range(P["breedings"])]
+networks["+ breeding"] = train("breeding", weights, [(P["first"], synthetic), *stages])
+
+# %% [markdown]
+# As many steps as before, in all. Did it help, on portraits that were not among the targets?
+
+# %%
+results = {"the average face": errors(mean_answer.expand_as(portrait_truth), portrait_truth)}
+for name, network in networks.items():
+    results[name] = errors(answers(network, portrait_images), portrait_truth)
+show(f"{len(portrait_truth)} portraits", results)
+for key, name in (("plain", "plain ℓ2"), ("model_space", "+ model-space loss"), ("breeding", "+ breeding")):
+    numbers |= {f"portraits_{key}_{measure.split()[0]}": value for measure, value in results[name].items()}
+
+# %% [markdown]
+# And the paper's Figure 3: the corpus at the beginning, the corpus that the last breeding step made, and the
+# targets.
+
+# %%
+grid = torch.cat([images[:8], corpora[-1][0][:8], targets[:8]]).float() / 255
+figure = image_grid(grid, columns=8, inches=0.95)
+for row, label in enumerate(("initial corpus", "bred corpus", "targets")):
+    figure.axes[8 * row].set_title(label, fontsize=9, loc="left")
+figure
+
+# %% [markdown]
+# In numbers: the distance between two clouds of pictures. We describe each picture by 12×12 pixels, keep the
+# eight directions in which the targets vary most, and take the Fréchet distance between Gaussians fitted to
+# the two clouds, $d^2 = \|\mu_1-\mu_2\|^2 + \mathrm{tr}(C_1 + C_2 - 2 (C_1 C_2)^{1/2})$, the formula behind
+# the FID.
+
+
+# %%
+def describe_pictures(pictures: Tensor) -> Tensor:
+    """(N, 3, S, S) uint8 -> (N, 432)."""
+    return torch.nn.functional.adaptive_avg_pool2d(pictures.float() / 255, 12).flatten(1).double()
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance of Gaussians fitted to (N, D) and (M, D)."""
+    ca, cb = a.T.cov(), b.T.cov()
+    cross = torch.linalg.eigvals(ca @ cb).real.clamp(min=0).sqrt().sum()
+    return float(((a.mean(0) - b.mean(0)).square().sum() + ca.trace() + cb.trace() - 2 * cross).sqrt())
+
+
+cloud = describe_pictures(targets)
+axes_of_targets = torch.linalg.svd(cloud - cloud.mean(0), full_matrices=False).Vh[:8].T
+clouds = [describe_pictures(x) @ axes_of_targets for x in (images, *(c for c, _ in corpora))]
+goal, other = cloud @ axes_of_targets, describe_pictures(portrait_images) @ axes_of_targets
+distances = [frechet(c, goal) for c in clouds]
+print(f"distance to the targets: initial {distances[0]:.2f}, other portraits {frechet(other, goal):.2f}")
+print("after each breeding step:", ", ".join(f"{d:.2f}" for d in distances[1:]))
+numbers |= {"distance_initial": distances[0], "distance_bred": distances[-1]}
+
+figure, axes = plt.subplots(1, 4, figsize=(11, 2.5))
+bred_truth = corpora[-1][1]
+for axis, (label, column, scale) in zip(axes, (
+    ("yaw, degrees", 1, 180 / math.pi),
+    ("expression 1 (mouth)", layout.slice("expression").start, 1.0),
+    ("brightness", layout.slice("light").start, 1.0),
+    ("expression 20", layout.slice("expression").start + 19, 1.0),
+)):  # fmt: skip
+    for name, values in (("initial", truth), ("bred", bred_truth), ("targets' truth", portrait_truth)):
+        axis.hist(scale * values[:, column], 24, density=True, histtype="step", label=name)
+    axis.set_title(label), axis.set_yticks([])
+axes[0].legend(fontsize=7)
+plt.tight_layout()
+
+# %% [markdown]
+# Angles, brightness and expressions of the bred corpus move to those of the targets. As a whole the pictures
+# of a miniature need not come closer, because its estimates are poor; those of the long runs do (section 6).
+# But look at the *spread*. Where a picture does not say much, a network that is unsure answers with the
+# mean; its estimates vary less than people do, the corpus bred of them varies less, and the next network is
+# trained to vary less still. The printed noise is far too small to make up for it:
+
+# %%
+seen = answers(networks["+ model-space loss"], targets)[:, :-FRAME]
+clouds_of_shapes = {
+    "estimates": seen,
+    "bred with the printed noise": ifn.breed(model, seen, generator),
+    "bred, widened": ifn.breed(model, seen, generator, widen=True),
+    "the portraits' truth": portrait_truth[:, :-FRAME],
+}
+for name, theta in clouds_of_shapes.items():
+    spread = theta[:, layout.slice("shape")].std(0)
+    numbers[f"spread_{name.replace(' ', '_')}"] = float(spread.mean())
+    print(f"{name:28} shape components: standard deviation {spread.mean():.2f}, first five",
+          " ".join(f"{x:.2f}" for x in spread[:5]))  # fmt: skip
+
+# %% [markdown]
+# The paper starts breeding from a network that has seen half a million pictures and hardly notices. A network
+# trained for minutes does: in the table below, printed breeding brings colours and light closer and pulls the
+# shapes to the average face. The repair is simple (`ifn.breed(..., widen=True)`, ours): we know that shape
+# and reflectance of a population have variance 1, by the definition of the coefficients; so we add as noise
+# what the estimates' variance lacks, $\sqrt{1 - \mathrm{Var}(\hat\theta_i)}$, component by component. If the
+# network says the mean of what it thinks possible, that is the law of total variance.
+#
+# ## 6 · The shipped network, and Table 1
+#
+# The miniatures above show the mechanism. `InverseFaceNet.load()` reads a network that was trained by
+# `data_scripts/train_inversefacenet.py` for longer; its card says how.
+
+# %%
+method = InverseFaceNet.load(subdivisions=1)
+_, card = load_checkpoint("inversefacenet")
+for key in ("how", "network", "presentations", "targets", "minutes", "hardware", "seed", "date"):
+    print(f"{key:14} {card[key]}")
+
+# %% [markdown]
+# The card also keeps what section 5 measured, for the long runs: how far the pictures of each breeding step
+# are from the targets, and how much the shapes in them vary.
+
+# %%
+history = {name: card["breeding"][name] for name in card["breeding"]}
+figure, axes = plt.subplots(1, 2, figsize=(8, 2.6))
+for name in ("breeding", "widened"):
+    steps = ["initial corpus", *(key for key in history if key.startswith(name))]
+    for axis, key in zip(axes, ("distance_to_targets", "shape")):
+        axis.plot([history[step][key] for step in steps], ".-", label=f"{name}")
+axes[0].set_title("Fréchet distance of pictures to targets"), axes[0].legend(fontsize=8)
+axes[1].set_title("standard deviation of shape components")
+for axis in axes:
+    axis.set_xlabel("breeding step"), axis.set_ylim(0)
+plt.tight_layout()
+for name in ("initial corpus", "breeding 1", "breeding 8", "widened 3"):
+    print(f"{name:16}", history[name])
+print("variance of the first shape component that the model-space row leaves:", card["first_shape_component"])
+
+# %%
+records = load_test_set("in_model", limit=P["reconstruct"])
+pictures, titles, measured = [], [], []
+for record in records:
+    try:
+        said = method.reconstruct(record.image)
+    except FacelabError as error:
+        print(record.name, "-", error)
+        continue
+    assert said.image is not None and said.mask is not None and record.mask is not None
+    geometry = geometry_image(said.mesh.vertices, said.mesh.triangles, said.camera, 240, 240)
+    both, either = (record.mask & said.mask).sum(), (record.mask | said.mask).sum()
+    measured.append((
+        float(metrics.photometric_rmse(said.image, record.image, record.mask & said.mask)),
+        float(metrics.geometry_rmse_mm(said.mesh.vertices, record.mesh.vertices)),
+        100 * float(both / either),
+    ))  # fmt: skip
+    pictures += [record.image, torch.where(said.mask, said.image, record.image), geometry]
+    titles += [record.name, "{:.0f} levels, {:.1f} mm, {:.0f} %".format(*measured[-1]), "geometry"]
+photometric, geometric, overlap = np.mean(measured, axis=0)
+print(f"photometric {photometric:.1f} levels, geometric {geometric:.2f} mm, overlap {overlap:.1f} %")
+numbers |= {"shipped_photometric": photometric, "shipped_mm": geometric, "shipped_iou_percent": overlap}
+image_grid(pictures[:18], titles[:18], columns=6, inches=1.3)
+
+# %% [markdown]
+# And a photograph, Eileen Collins (NASA, public domain), with nothing but the picture given:
+
+# %%
+photo = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
+said = method.reconstruct(photo)
+x, y = said.landmarks.mean(0).int().tolist()
+window = (slice(max(0, y - 110), y + 90), slice(x - 100, x + 100))
+masked, _ = ifn.network_input(photo, find_face(photo).landmarks)
+shape = geometry_image(said.mesh.vertices, said.mesh.triangles, said.camera, *photo.shape[-2:])
+overlay = torch.where(said.mask, said.image, photo)
+image_grid([photo[:, *window], masked, overlay[:, *window], shape[:, *window]],
+           ["photograph", "input", "reconstruction", "geometry"])  # fmt: skip
+
+# %% [markdown]
+# **Table 1.** The rows were trained from the same start, on the same corpus, with the same number of
+# presentations, by the script; the measures are those of the scoreboard: photometric error in 8-bit levels
+# inside the face, geometric error in mm after rigid alignment, overlap of the masks, each mean ± standard
+# deviation.
+
+# %%
+NAMES = {
+    "inversefacenet, plain": "plain ℓ2", "inversefacenet, model space": "+ model-space loss",
+    "inversefacenet, breeding": "+ breeding", "inversefacenet": "shipped (widened, longer)",
+    "average face": "average face", "full fitting": "fitting (notebook 30)",
+}  # fmt: skip
+COLUMNS = ("photometric_rmse", "geometry_mm", "geometry_scaled_mm", "mask_iou_percent", "pose_degrees")
+PAPER = {
+    "plain ℓ2": (46.26, 2.91, 90.44), "+ model-space loss": (39.71, 2.77, 92.51),
+    "+ breeding": (34.03, 2.11, 93.96), "ResNet-101 + model-space loss": (41.23, 2.54, 92.07),
+}  # fmt: skip
+table = {(row.test_set, NAMES[row.method]): row for row in load_rows() if row.method in NAMES}
+for test_set in ("in_model", "outside", "path_traced"):
+    print(f"\n{test_set:30}{'photometric':>15}{'geometric mm':>15}{'size free mm':>15}{'overlap %':>15}"
+          f"{'pose °':>15}{'failed':>8}")  # fmt: skip
+    for name in NAMES.values():
+        if (test_set, name) in table:
+            row = table[test_set, name]
+            summary = row.summary()
+            cells = [f"{summary[c]['mean']:.2f} ± {summary[c]['std']:.2f}" for c in COLUMNS]
+            print(f"{name:30}" + "".join(f"{c:>15}" for c in cells) + f"{len(row.failures):8}")
+print(f"\n{'the paper, CelebA':30}{'photometric':>15}{'geometric mm':>15}{'overlap %':>30}")
+for name, (colours, shape, overlap) in PAPER.items():
+    print(f"{name:30}{colours:15.2f}{shape:15.2f}{overlap:30.2f}")
+speed = json.loads(Path("../benchmarks/results/inference_cpu.json").read_text())
+print("\nmilliseconds a picture,", speed["run"]["hardware"])
+for name, values in speed["milliseconds per picture"].items():
+    print(f"{name:50}", ", ".join(f"{batch}: {value:.1f}" for batch, value in values.items()))
+
+# %% [markdown]
+# **What came out, and why.** The first three rows have seen 128,000 pictures each (32 × 4,000 steps; the
+# paper: 2.4 million), the shipped network more (see its card).
+#
+# - *The model-space loss* does what the paper says, and more: against plain ℓ₂ the photometric error falls
+#   on every set, the overlap grows, and the error of the pose is halved.
+# - *Breeding as printed* brings the pictures closer to the targets, as Figure 3 promises; on `outside` the
+#   photometric error falls, but by less than the 10 % that we aimed for, and less than in the paper. The
+#   geometric error does not fall, where the paper reports 2.77 -> 2.11 mm. The card's second curve says why:
+#   after one step the shapes of the corpus vary a tenth as much as people do, and a network trained on them
+#   says "average".
+# - *Widened breeding* keeps the pictures as close to the targets and the shapes as varied as people are;
+#   that is what we ship.
+# - *Millimetres.* The largest shape component is the size of the head, which a picture from an unknown
+#   distance does not show. The network learned it by heart for its own corpus and knows nothing of it on new
+#   pictures (the numbers under the curves): more pictures would help before more steps. The column "size
+#   free" forgives the size. Our aim of 2.1 mm on `in_model` is what fitting reaches in seconds per picture;
+#   no network here comes near, and on `outside` and `path_traced` not even fitting beats the average face by
+#   much.
+# - *ResNet-101* was not run: a step takes a hundred times longer than one of the small network, and there
+#   was no GPU. The script has the row (`--preset full --row resnet101`), and AlexNet's with the paper's
+#   settings.
+# - *Time.* One pass of the network is a thousand times faster than fitting the same picture. Then the
+#   landmark detector takes nearly all of the time.
+#
+# ## 7 · Why it fails when it fails
+#
+# Three experiments on faces whose truth we know: turn the head, darken one side, cover the mouth.
+
+# %%
+base = layout.zeros(1)
+base[:, layout.slice("shape")] = torch.randn(1, layout.sizes["shape"], generator=generator)
+base[:, layout.slice("light")][:, :3] = 0.9
+fine = MorphableModel.load(subdivisions=1)
+
+
+def answer_to(theta: Tensor, cover: bool = False) -> tuple[list[Tensor], float, float]:
+    """(Input, reconstruction), geometric error in mm, pose error in degrees, landmarks being exact."""
+    scene = DISTRIBUTION.decode(fine, theta, 200)
+    camera = replace(scene.camera, principal=scene.camera.principal + 20)
+    picture = render(scene.vertices, fine.triangles, camera, scene.light, scene.diffuse, None, 240, 240)
+    image = picture.image[0].clamp(0, 1)
+    if cover:  # a grey card before the mouth
+        image[:, 150:240, 60:180] = 0.5
+    said = method.reconstruct_at(image, scene.landmarks[0] + 20)
+    mm = float(metrics.geometry_rmse_mm(said.mesh.vertices, scene.vertices[0]))
+    degrees = float(metrics.pose_error_degrees(said.camera.rotation, scene.camera.rotation[0]))
+    assert said.image is not None
+    return [image, said.image], mm, degrees
+
+
+cases: dict[str, tuple[Tensor, bool]] = {}
+for yaw in (0, 40, 60, 75):
+    theta = base.clone()
+    theta[:, 1] = math.radians(yaw)
+    cases[f"yaw {yaw}°"] = (theta, False)
+for strength in (0.2, 0.6):
+    theta = base.clone()
+    theta[:, layout.slice("light")][:, 9:12] = strength  # the harmonic x: light from one side
+    cases[f"side light {strength}"] = (theta, False)
+cases["covered mouth"] = (base, True)
+shown, captions = [], []
+for name, (theta, cover) in cases.items():
+    both, mm, degrees = answer_to(theta, cover)
+    shown.append(both), captions.append(f"{name}\n{mm:.1f} mm, {degrees:.0f}°")
+    numbers[f"failure_{name.replace(' ', '_').replace('°', '')}_degrees"] = degrees
+image_grid([pair[0] for pair in shown] + [pair[1] for pair in shown],
+           captions + [""] * len(shown), columns=len(shown), inches=1.2)  # fmt: skip
+
+# %% [markdown]
+# - **Beyond the corpus** the answer stays inside it: heads turned further than the 40° of section 5 are
+#   answered with heads turned much less, and a light from one side, stronger than any in training, partly
+#   with a darker skin. "Profile views of the head are problematic" (section 8.4).
+# - **What the mask lets through is taken for face.** The network never saw a hand or glasses; it explains
+#   the card with an expression.
+# - **One pass, no second look.** The reconstruction is never compared with the picture. Fitting does that,
+# and   MoFA (notebook 50) trains with it.
+# - **No landmarks, no answer.** Moderately wrong landmarks matter less than one would fear: the corpus had
+#   such errors, and the frame says where the face really is:
+
+# %%
+noise = torch.Generator().manual_seed(SEED)
+spoiled = {}
+for strength in (0.0, 1.0, 3.0):
+    degrees = []
+    for record in records:
+        moved = ifn.detector_noise(record.landmarks[None], noise)[0]
+        points = record.landmarks + strength * (moved - record.landmarks)
+        said = method.reconstruct_at(record.image, points)
+        degrees.append(float(metrics.landmark_error_px(said.landmarks, record.landmarks)))
+    spoiled[strength] = float(np.mean(degrees))
+    print(f"landmark noise × {strength}: the reconstruction's landmarks are {spoiled[strength]:.1f} px off")
+numbers |= {f"landmarks_px_noise_{k:g}": v for k, v in spoiled.items()}
+
+# %% [markdown]
+# ## Exercises
+#
+# Exercises 1 and 2 are above. Two more without a check:
+#
+# **3.** (★★★, 20 minutes) Take the `frame` away: drop the last three outputs in `reconstruct`, so that the
+# detector's box alone places the face as in the paper. How much overlap does it cost on `in_model`?
+#
+# **4.** (★★★★, 30 minutes) Breed without noise, and with ten times the noise. Plot the spread of a late
+# shape component and of yaw over the breeding steps. Which noise keeps the corpus as wide as the targets?
+
+# %%
+(out / "numbers.json").write_text(json.dumps({k: float(v) for k, v in numbers.items()}, indent=1))
+print(len(numbers), "numbers")
