@@ -14,18 +14,22 @@ stands above its line `# SOLUTION`.
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
+import io
 import time
 from pathlib import Path
 
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 NOTEBOOKS = Path(__file__).resolve().parent
 SOURCES = NOTEBOOKS / "src"
 EXERCISES = NOTEBOOKS / "exercises"
 MARKER = "# SOLUTION"
+LIMIT = 1_000_000  # bytes of a notebook with outputs; above it, its pictures get a palette of 256 colours
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
@@ -79,6 +83,17 @@ def execute(notebook: nbformat.NotebookNode) -> None:
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
 
 
+def shrink(notebook: nbformat.NotebookNode) -> None:
+    """Give the pictures in the outputs a palette: a third of the size, and hardly to be seen in figures."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if png := output.get("data", {}).get("image/png"):
+                small = io.BytesIO()
+                picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+                picture.quantize(256, Image.Quantize.MEDIANCUT).save(small, "PNG", optimize=True)
+                output.data["image/png"] = base64.b64encode(small.getvalue()).decode()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("numbers", nargs="*")
@@ -93,6 +108,8 @@ def main() -> None:
             nbformat.write(exercise, EXERCISES / f"{master.stem}.ipynb")
         if not arguments.no_execute:
             execute(notebook)
+        if len(nbformat.writes(notebook)) > LIMIT:
+            shrink(notebook)
         target = NOTEBOOKS / f"{master.stem}.ipynb"
         nbformat.write(notebook, target)
         print(f"{target.name:36s} {time.perf_counter() - start:6.1f} s {target.stat().st_size / 1e3:8.0f} kB")
