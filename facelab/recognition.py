@@ -11,6 +11,7 @@ Optimise the parameters of a face model through it, never free pixels: those bec
 """
 
 import json
+from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +50,7 @@ def identity_similarity(a: Tensor, b: Tensor, mean: Tensor | float = 0.0) -> Ten
     return F.cosine_similarity(a - mean, b - mean, dim=-1)
 
 
-class FaceRecogniser(nn.Module):
+class FaceRecogniser(nn.Module, ABC):
     """What a recognition network offers. A subclass calls `_freeze` and has `align` and `forward`.
 
     Frozen: parameters need no gradient and `train()` changes nothing; gradients flow to images and landmarks.
@@ -68,13 +69,13 @@ class FaceRecogniser(nn.Module):
     def train(self, mode: bool = True) -> "FaceRecogniser":
         return super().train(False)
 
+    @abstractmethod
     def align(self, image: Tensor, landmarks: Tensor) -> Tensor:
         """image (..., 3, H, W) sRGB, landmarks (..., 68, 2) px -> the network's own crop (..., 3, S, S)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, chips: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Crops (N, 3, S, S) -> embeddings (N, D), and one feature map (N, C, h, w) per resolution."""
-        raise NotImplementedError
 
     def embed_with_features(self, image: Tensor, landmarks: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`embed` and `features` for the price of one."""
