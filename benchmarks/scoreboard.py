@@ -3,6 +3,7 @@
     python benchmarks/scoreboard.py                                   baselines on the sets that need nothing
     python benchmarks/scoreboard.py --set ict=FOLDER photos=FOLDER    on sets that the user has
     python benchmarks/scoreboard.py --method my_module:MyMethod       another method (docs/adding_a_method.md)
+    python benchmarks/scoreboard.py --method facelab.methods.mofa:MoFA@runs/a.safetensors="mofa, trial"
 
 A run that is stopped goes on where it was (see --runs). A row of a folder of photographs has the folder's
 name in its own.
@@ -26,10 +27,18 @@ SETS = ("in_model", "outside", "path_traced")
 
 
 def make_method(name: str) -> Method:
-    """An instance of a class: one of `BASELINES`, or "module:Class" from where Python finds it."""
-    module, _, kind = name.rpartition(":")
+    """An instance of a class: one of `BASELINES`, or "module:Class" from where Python finds it.
+
+    "module:Class@checkpoint=name" loads the checkpoint and calls the row `name`.
+    """
+    place, _, checkpoint = name.partition("@")
+    module, _, kind = place.rpartition(":")
     sys.path.insert(0, str(Path.cwd()))
-    method: Method = getattr(importlib.import_module(module or "facelab.scoreboard"), kind)()
+    made = getattr(importlib.import_module(module or "facelab.scoreboard"), kind)
+    path, _, label = checkpoint.partition("=")
+    method: Method = made.load(path) if path else made()
+    if label:
+        method.name = label
     return method
 
 

@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -70,11 +71,14 @@ class Scene:
     generator: torch.Generator
 
 
-def draw_scene(busts: Busts, index: int, share: Floats) -> Scene:
-    """Scene of person `index`; `share` (8,) in (0, 1) decides on what should be spread evenly over a set."""
+def draw_scene(busts: Busts, index: int, share: Floats, bust: Bust | None = None) -> Scene:
+    """Scene `index`, of the person of that number if `bust` does not say who is in it.
+
+    `share` (8,) in (0, 1) decides on what should be spread evenly over a set.
+    """
     rng = np.random.default_rng([busts.seed, 2, index])
     generator = torch.Generator().manual_seed(busts.seed + index)
-    bust = busts.bust(index)
+    bust = bust or busts.bust(index)
     angles = np.radians([9, 20, 6]) * norm.ppf(0.0062 + 0.9876 * share[:3])  # |z| < 2.5
     rotation = euler_to_matrix(torch.from_numpy(angles).float())
     face = torch.from_numpy(bust.vertices[: busts.faces]).float()
@@ -106,11 +110,11 @@ def draw_scene(busts: Busts, index: int, share: Floats) -> Scene:
     )
 
 
-def rasterize_scene(busts: Busts, scene: Scene) -> Tensor:
+def rasterize_scene(busts: Busts, scene: Scene, samples: int = SAMPLES) -> Tensor:
     """(4, SIZE, SIZE): linear colours before black, and how much of a pixel the bust covers."""
-    side = SAMPLES * SIZE
+    side = samples * SIZE
     camera = replace(
-        scene.camera, focal=SAMPLES * scene.camera.focal, principal=SAMPLES * scene.camera.principal
+        scene.camera, focal=samples * scene.camera.focal, principal=samples * scene.camera.principal
     )
     vertices, triangles = torch.from_numpy(scene.bust.vertices).float(), torch.from_numpy(busts.triangles)
     points = camera.to_camera(vertices)
@@ -139,7 +143,7 @@ def rasterize_scene(busts: Busts, scene: Scene) -> Tensor:
     picture = torch.zeros(side * side, 3)
     picture[seen] = shade(scene.rig, surface, points, triangles)
     layers = torch.cat([picture.T.view(3, side, side), seen.float().view(1, side, side)])
-    return avg_pool2d(layers[None], SAMPLES)[0]
+    return avg_pool2d(layers[None], samples)[0]
 
 
 def face_masks(busts: Busts, scene: Scene) -> tuple[Tensor, Tensor]:
@@ -234,6 +238,25 @@ def make(name: str, count: int, seed: int) -> tuple[dict[str, Tensor], list[dict
     tensors["images"] = torch.frombuffer(bytearray(b"".join(pictures)), dtype=torch.uint8)
     tensors["image_ends"] = torch.tensor([len(data) for data in pictures]).cumsum(0)
     return tensors, groups
+
+
+def unlabelled_pictures(count: int, seed: int, views: int = 4) -> Iterator[Tensor]:
+    """`count` pictures (3, SIZE, SIZE) like those of "outside", each person in `views` of them.
+
+    For trainings that may see faces, but no truth. Nothing is put before these faces, and one sample a pixel
+    has to do: they are a tenth of the work.
+    """
+    busts = Busts(-(-count // views), seed, painted_shadow=0.5)
+    shares = qmc.Halton(8, rng=np.random.default_rng(seed)).random(count).clip(1e-6, 1 - 1e-6)
+    for person in range(-(-count // views)):
+        bust = busts.bust(person)
+        for i in range(person * views, min((person + 1) * views, count)):
+            scene = draw_scene(busts, i, shares[i], bust)
+            layers, (_, mask) = rasterize_scene(busts, scene, samples=1), face_masks(busts, scene)
+            image, _ = develop(scene, layers, mask)
+            if scene.degraded:
+                image = degrade(image[None], Degradations(probability=0.7), scene.generator)[0]
+            yield image
 
 
 def encode(image: Tensor) -> bytes:

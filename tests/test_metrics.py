@@ -12,6 +12,7 @@ from facelab.metrics import (
     colour_distance,
     depth_errors_mm,
     direction_error_degrees,
+    frechet_distance,
     geometry_rmse_mm,
     icp_distance_mm,
     inner_mouth_error_mm,
@@ -295,3 +296,14 @@ def test_wrong_arguments_are_named() -> None:
         nme(torch.zeros(68, 2), torch.zeros(68, 2), "pupils")
     with pytest.raises(ParameterError, match="last 3 dimensions"):
         photometric_rmse(torch.zeros(3, 8, 8), torch.zeros(3, 8, 9))
+
+
+def test_frechet_distance_of_known_gaussians() -> None:
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(200_000, 3, generator=g, dtype=torch.float64)
+    b = 2 * torch.randn(200_000, 3, generator=g, dtype=torch.float64) + torch.tensor([3.0, 0.0, 4.0])
+    # of equal axes: the means' distance, and the difference of the standard deviations on every axis
+    assert frechet_distance(a, b) == pytest.approx((25 + 3) ** 0.5, rel=0.01)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-4)
+    with pytest.raises(ParameterError, match="clouds"):
+        frechet_distance(a, b[:, :2])

@@ -141,17 +141,23 @@ class Problem:
         5 % here). That is the mode, not the middle, of what is plausible. K coefficients that the picture
         determines leave room that grows with distance^K (the volume element of the change of variables from
         pixels to coefficients), which adds -2 K log(distance) to the energy; K counts by how much the
-        picture has narrowed each of them: one minus posterior over prior variance.
+        picture has narrowed each of them: one minus posterior over prior variance. For coefficients that are
+        smaller than the prior expects (most people do not laugh) that is too much: the sum of their squares
+        grows with distance², so K is at most this sum, with which the two cancel.
         """
         hessian = self.linearise(estimates).hessian
         seen = hessian + 1e-6 * torch.eye(len(hessian), dtype=hessian.dtype)  # light may be in no residual
-        variance = torch.linalg.inv(seen).diagonal()
+        narrowed = 1 - torch.linalg.inv(seen).diagonal()
         layout, count = self.bases.layout, len(self.views)
         self.start = [abs(float(e.translation[2])) for e in estimates]
-        identity = float((1 - variance[layout.slice("identity")]).sum())
-        for i in range(count):
-            own = variance[self._columns(i)][layout.slice("expression")]
-            self.determined[i] = identity / count + float((1 - own).sum())
+
+        def determined(counts: Tensor, coefficients: Tensor) -> float:
+            return min(float(counts.sum()), float(coefficients.square().sum()))
+
+        identity = determined(narrowed[layout.slice("identity")], estimates[0].identity)
+        for i, estimate in enumerate(estimates):
+            own = narrowed[self._columns(i)][layout.slice("expression")]
+            self.determined[i] = identity / count + determined(own, estimate.expression)
 
     def _columns(self, view: int) -> Tensor:
         """Where the unknowns of one photograph are among all."""

@@ -20,12 +20,15 @@ from PIL import Image, ImageDraw
 from scipy.spatial import ConvexHull
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
+from torch.nn.functional import interpolate as resize
 
+from facelab import rasterizer
 from facelab.augmentation import procedural_backgrounds, to_bytes
 from facelab.camera import PerspectiveCamera
-from facelab.distributions import LIMITS_DEGREES, InverseFaceNetDistribution
+from facelab.colour import linear_to_srgb
+from facelab.distributions import LIMITS_DEGREES, InverseFaceNetDistribution, uniform
 from facelab.errors import ModelFileError, ParameterError
-from facelab.image_formation import render
+from facelab.image_formation import shade_vertices
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
 from facelab.photo_folders import sha256_of
@@ -38,7 +41,6 @@ FRAME = 3  # outputs after the parameters: centre (x, y) and log of the side of 
 DISTRIBUTION = InverseFaceNetDistribution()
 OMEGA = {"rotation": 400.0, "shape": 50.0, "expression": 50.0, "reflectance": 100.0, "light": 20.0}  # Eq. 8
 OMEGA_FRAME = 2000.0  # 1 % of the picture weighs as much as 3 degrees
-PER_CENT = 100.0  # the unit in which reflectance enters the loss; shape and expression are in mm
 # Sec. 7, standard deviations in the paper's units; degrees for the rotation, which is uniform
 NOISE = {"rotation": 5.0, "shape": 0.05, "expression": 0.1, "reflectance": 0.2, "light": 0.02}
 INNER_LIPS = (61, 62, 63, 65, 66, 67)  # 66 landmarks: without the inner corners 60 and 64
@@ -51,16 +53,19 @@ def model_space_weights(model: MorphableModel) -> Tensor:
     """The diagonal of Sigma (layout.size + FRAME,), Eq. 8: standard deviations of the model times omega.
 
     The paper does not print the units of its sigmas. Here they are mm (RMS over the face) per unit of a
-    parameter for shape and expression, and per cent of reflectance.
+    parameter for shape and expression. Reflectance has the unit in which skin weighs as much as shape in all:
+    in per cent it would be two thirds of the loss, nearly all of it brightness, which light can explain.
     """
     layout = DISTRIBUTION.layout(model)
     one = layout.join({name: model.mean.new_ones(size) for name, size in layout.sizes.items()})
     unit = DISTRIBUTION.coefficients(model, one)["expression"].abs()
+    of_shape = OMEGA["shape"] * model.identity_sigma.norm()
+    of_skin = OMEGA["reflectance"] * model.albedo_sigma.norm()
     sigma = {
         "rotation": one.new_ones(3),
         "shape": model.identity_sigma,
         "expression": unit * model.expression_sigma,
-        "reflectance": PER_CENT * model.albedo_sigma,
+        "reflectance": model.albedo_sigma * (of_shape / of_skin),
         "light": one.new_ones(27),
     }
     theta = layout.join({name: OMEGA[name] * value for name, value in sigma.items()})
@@ -123,31 +128,35 @@ def synthesise(
 ) -> tuple[Tensor, Tensor]:
     """Training pairs from parameters (B, layout.size): (pictures (B, 3, side, side) uint8, truth (B, P + 3)).
 
-    Faces are rendered before a random background with room around them, then cut out by `network_input` with
-    landmarks as a detector finds them (`noise`; without it the true ones). `side` 120 halves the pictures,
-    which is what the small network sees.
+    Shaded per vertex (Eqs. 3 and 4) before a random background, in the square around landmarks as a detector
+    finds them (`noise`; without it the true ones), as few pixels wide as in a photo with a face of 120 to 240
+    pixels, and enlarged from there; then masked like `network_input`. `side` 120 halves the pictures, which
+    is what the small networks see.
     """
-    size, room = SIDE, 1.25
-    scene = DISTRIBUTION.decode(model, theta, size)
-    shrunk = replace(
+    scene = DISTRIBUTION.decode(model, theta, SIDE)
+    found = detector_noise(scene.landmarks, generator) if noise else scene.landmarks
+    width = SIDE if not noise else int(uniform(SIDE / 2, SIDE + 1, 1, generator=generator))
+    low, high = found.amin(-2), found.amax(-2)
+    length = (high - low).amax(-1, keepdim=True)
+    zoom, corner = width / length, (low + high - length) / 2
+    camera = replace(
         scene.camera,
-        focal=scene.camera.focal / room,
-        principal=size / 2 + (scene.camera.principal - size / 2) / room,
+        focal=zoom[:, 0] * scene.camera.focal,
+        principal=zoom * (scene.camera.principal - corner),
     )
-    landmarks = size / 2 + (scene.landmarks - size / 2) / room
-    background = procedural_backgrounds(len(theta), size, size, generator).to(theta.device)
-    picture = render(
-        scene.vertices, model.triangles, shrunk, scene.light, scene.diffuse, None, size, size,
-        background=background,
-    )  # fmt: skip
-    found = detector_noise(landmarks, generator) if noise else landmarks
-    inputs, frames = [], []
-    for image, points, truth in zip(picture.image.clamp(0, 1), found, landmarks):
-        masked, crop = network_input(image, points)
-        inputs.append(masked)
-        frames.append(box_of(crop.to_crop(truth), SIDE))
-    images = avg_pool2d(torch.stack(inputs), SIDE // side) if side < SIDE else torch.stack(inputs)
-    return to_bytes(images), torch.cat([theta, torch.stack(frames)], -1)
+    found, truth = (zoom[:, None] * (points - corner[:, None]) for points in (found, scene.landmarks))
+
+    shaded = shade_vertices(scene.vertices, model.triangles, camera, scene.light, scene.diffuse)
+    index = rasterizer.rasterize(shaded.screen, model.triangles, width, width)
+    colours = linear_to_srgb(shaded.colour.clamp(0, 1))
+    values, _ = rasterizer.interpolate(shaded.screen, model.triangles, index, colours)
+    background = procedural_backgrounds(len(theta), width, width, generator).to(values)
+    image = torch.where(index[:, None] >= 0, values, background)
+    if width != SIDE:
+        image = resize(image, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
+    image = image * torch.stack([face_mask(points * (SIDE / width)) for points in found])
+    image = avg_pool2d(image, SIDE // side) if side < SIDE else image
+    return to_bytes(image), torch.cat([theta, box_of(truth, width)], -1)
 
 
 def box_of(landmarks: Tensor, side: int) -> Tensor:
