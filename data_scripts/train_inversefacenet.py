@@ -43,6 +43,7 @@ from facelab.methods.inversefacenet import (
     SIDE,
     breed,
     clamp_parameters,
+    make_network,
     mirror_signs,
     model_space_weights,
     network_input,
@@ -50,7 +51,6 @@ from facelab.methods.inversefacenet import (
     synthesise,
 )
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
-from facelab.networks import encoder
 from facelab.photo_folders import list_pictures, sha256_of
 from facelab.photos import DlibDetector, find_face, load_photo
 from facelab.training import Run, batch_indices, save_checkpoint
@@ -254,8 +254,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
     signs = mirror_signs(model).to(run.device) if preset.mirror else None
     corpus = synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)
 
-    outputs = DISTRIBUTION.layout(model).size + FRAME
-    network = encoder(preset.network, outputs, "normal", preset.pretrained, generator=generator(args.seed))
+    network = make_network(preset.network, model, preset.pretrained, generator(args.seed))
     network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
     network, optimizer = run.setup(network, make_optimizer(preset, network))
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "seconds": 0.0}

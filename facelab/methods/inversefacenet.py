@@ -233,6 +233,45 @@ def breed(
 # --- the method ---------------------------------------------------------------------------------------------
 
 
+class Regressor(nn.Module):
+    """Any network with layout.size + FRAME outputs -> parameters and frame, from pictures (B, 3, S, S).
+
+    The network speaks in standard deviations of what its corpus starts from, around its mean. An optimiser
+    like Adam moves all outputs alike, and a step that does nothing to an expression of 12 would shake a light
+    of 0.1. `network`: its last layer as the paper has it, weights N(0, 0.01) and no bias.
+    """
+
+    def __init__(self, network: nn.Module, model: MorphableModel) -> None:
+        super().__init__()
+        self.network = network
+        layout = DISTRIBUTION.layout(model)
+        mean, scale = layout.zeros(1)[0], torch.ones(layout.size)
+        mean[layout.slice("expression").start] = 4.8
+        mean[layout.slice("light")][:3] = 0.9
+        scale[layout.slice("rotation")] = torch.tensor(LIMITS_DEGREES).deg2rad() / 3**0.5
+        scale[layout.slice("expression")] = 12 / 3**0.5
+        scale[layout.slice("light")] = 0.2 / 3**0.5
+        self.register_buffer("mean", torch.cat([mean, torch.zeros(FRAME)]), persistent=False)
+        self.register_buffer("scale", torch.cat([scale, torch.full((FRAME,), 0.03)]), persistent=False)
+        self.mean: Tensor
+        self.scale: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] -> (B, layout.size + FRAME)."""
+        return self.mean + self.scale * self.network(images)
+
+
+def make_network(
+    kind: str,
+    model: MorphableModel,
+    pretrained: str | Path | None = None,
+    generator: torch.Generator | None = None,
+) -> Regressor:
+    """Untrained: see `networks.encoder`. Raises what that raises."""
+    outputs = DISTRIBUTION.layout(model).size + FRAME
+    return Regressor(encoder(kind, outputs, "normal", pretrained, generator=generator), model)
+
+
 def _load_network(path: str | Path, model: MorphableModel) -> nn.Module:
     weights, card = load_checkpoint(path)
     if card.get("face_model") != sha256_of(DEFAULT_MODEL):
@@ -241,7 +280,7 @@ def _load_network(path: str | Path, model: MorphableModel) -> nn.Module:
             "faces; train again with data_scripts/train_inversefacenet.py."
         )
     try:
-        network = encoder(card["network"], DISTRIBUTION.layout(model).size + FRAME)
+        network = make_network(card["network"], model)
         network.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         raise ModelFileError(f"The checkpoint '{path}' does not fit the face model: {error}") from error

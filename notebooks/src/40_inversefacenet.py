@@ -32,7 +32,7 @@ from facelab.image_formation import render
 from facelab.methods import inversefacenet as ifn
 from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, InverseFaceNet
 from facelab.morphable_model import MorphableModel
-from facelab.networks import encoder, last_layer
+from facelab.networks import last_layer
 from facelab.photos import find_face
 from facelab.scoreboard import load_rows
 from facelab.test_sets import load_test_set
@@ -209,7 +209,9 @@ image_grid(images[:16].float() / 255, columns=8, inches=0.9)
 # ## 3 · The baseline: plain ℓ₂
 #
 # A standard network whose last layer gives the parameters, biases 0, weights $\sim N(0, 0.01)$, and the loss
-# $\|\mathbf p - \theta\|^2$. The loop is all there is to it; `Run` from `facelab.training` brings the things
+# $\|\mathbf p - \theta\|^2$. (`ifn.make_network` adds one thing that a modern optimiser wants: the outputs are
+# multiplied by the standard deviations of the corpus, so that one step of Adam does not mean nothing to an
+# expression of 12 and a lot to a light of 0.1.) The loop is all there is to it; `Run` from `facelab.training` brings the things
 # that every loop needs (device, precision, several GPUs, a checkpoint to resume from, a stop when the loss
 # explodes) and leaves the loop to us. The paper trains with AdaDelta at rate 0.01, as the preset `full`
 # does; with a thousand times fewer steps Adam gets further, so `tiny` and `quick` use it.
@@ -223,7 +225,7 @@ def train(name: str, weights: Tensor | float, stages: list[tuple[int, Maker]]) -
     """Train from the same start; each stage is (its last step, what makes its corpus from the network)."""
     run = Run(out / name, DEVICE, progress=False, every=10**9, seed=SEED)
     run.path.unlink(missing_ok=True)  # begin anew each time the notebook runs
-    network = encoder(P["network"], layout.size + FRAME, final="normal")
+    network = ifn.make_network(P["network"], model)
     kind = {"adadelta": torch.optim.Adadelta, "adam": torch.optim.AdamW}[P["optimizer"]]
     optimizer = kind(network.parameters(), P["rate"], weight_decay=0.001)
     network, optimizer = run.setup(network.train(), optimizer)
@@ -281,8 +283,8 @@ numbers["plain_share_of_expression"] = shares(1.0)["expression"]
 # %% [markdown]
 # Nearly all of it is expression, because its numbers happen to run to ±12, and each of the 64 components
 # counts alike although most move the skin by fractions of a millimetre. A rotation wrong by 30° costs 0.27,
-# less than a thousandth. Adam and AdaDelta rescale the gradient of every single weight, which saves the last
-# layer, but the layers before it are shared.
+# less than a thousandth. Scaling outputs and rescaling gradients saves the last layer, but the layers before
+# it are shared, and they work for whatever causes the loss.
 #
 # ## 4 · The model-space loss
 #
@@ -335,8 +337,10 @@ def model_space_loss(predicted: Tensor, theta: Tensor, sigma: Tensor) -> Tensor:
 checks.check("model-space loss", model_space_loss)
 
 # %% [markdown]
-# The units of $\sigma$ are not printed. With ours, mm for shape and expression, per cent for reflectance, the
-# average answer's loss now has these shares:
+# The units of $\sigma$ are not printed, and they matter: they are part of the weights. Ours are mm for shape
+# and expression. For reflectance, per cent would make two thirds of the loss out of the brightness of the
+# skin, which light explains just as well; we take the unit in which skin weighs as much as shape. The average
+# answer's loss now has these shares:
 
 # %%
 weights = ifn.model_space_weights(model)
@@ -516,7 +520,7 @@ figure
 # In numbers: the distance between two clouds of pictures. We describe each picture by 12×12 pixels, keep the
 # eight directions in which the targets vary most, and take the Fréchet distance between Gaussians fitted to
 # the two clouds, $d^2 = \|\mu_1-\mu_2\|^2 + \mathrm{tr}(C_1 + C_2 - 2 (C_1 C_2)^{1/2})$, the formula behind
-# the FID.
+# the FID (`metrics.frechet_distance`).
 
 
 # %%
@@ -525,13 +529,7 @@ def describe_pictures(pictures: Tensor) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(pictures.float() / 255, 12).flatten(1).double()
 
 
-def frechet(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of Gaussians fitted to (N, D) and (M, D)."""
-    ca, cb = a.T.cov(), b.T.cov()
-    cross = torch.linalg.eigvals(ca @ cb).real.clamp(min=0).sqrt().sum()
-    return float(((a.mean(0) - b.mean(0)).square().sum() + ca.trace() + cb.trace() - 2 * cross).sqrt())
-
-
+frechet = metrics.frechet_distance
 cloud = describe_pictures(targets)
 axes_of_targets = torch.linalg.svd(cloud - cloud.mean(0), full_matrices=False).Vh[:8].T
 clouds = [describe_pictures(x) @ axes_of_targets for x in (images, *(c for c, _ in corpora))]
@@ -592,28 +590,46 @@ for name, theta in clouds_of_shapes.items():
 # %%
 method = InverseFaceNet.load(subdivisions=1)
 _, card = load_checkpoint("inversefacenet")
-for key in ("how", "network", "presentations", "targets", "minutes", "hardware", "seed", "date"):
+for key in ("row", "network", "presentations", "targets", "minutes", "hardware", "seed", "date"):
     print(f"{key:14} {card[key]}")
 
 # %% [markdown]
-# The card also keeps what section 5 measured, for the long runs: how far the pictures of each breeding step
-# are from the targets, and how much the shapes in them vary.
+# How its training went, beside the other rows' of Table 1; and what section 5 measured, for the long runs:
+# how far the pictures of each breeding step are from the targets, and how much the shapes in them vary.
 
 # %%
-history = {name: card["breeding"][name] for name in card["breeding"]}
-figure, axes = plt.subplots(1, 2, figsize=(8, 2.6))
+trainings = json.loads(Path("../results/inversefacenet_training.json").read_text())
+figure, axes = plt.subplots(1, 3, figsize=(11, 2.6))
+for name in ("model_space", "breeding", "widened"):
+    losses = trainings[name]["losses"]
+    axes[0].semilogy(np.linspace(0, 1, len(losses)), losses, lw=0.8, label=name.replace("_", " "))
 for name in ("breeding", "widened"):
-    steps = ["initial corpus", *(key for key in history if key.startswith(name))]
-    for axis, key in zip(axes, ("distance_to_targets", "shape")):
-        axis.plot([history[step][key] for step in steps], ".-", label=f"{name}")
-axes[0].set_title("Fréchet distance of pictures to targets"), axes[0].legend(fontsize=8)
-axes[1].set_title("standard deviation of shape components")
-for axis in axes:
+    history = trainings[name]["breeding"]
+    for axis, key in zip(axes[1:], ("distance_to_targets", "shape")):
+        axis.plot([step[key] for step in history.values()], ".-", label=name)
+axes[0].set_title("loss"), axes[0].set_xlabel("progress"), axes[0].legend(fontsize=8)
+axes[1].set_title("Fréchet distance of pictures to targets"), axes[1].legend(fontsize=8)
+axes[2].set_title("standard deviation of shape components")
+for axis in axes[1:]:
     axis.set_xlabel("breeding step"), axis.set_ylim(0)
 plt.tight_layout()
-for name in ("initial corpus", "breeding 1", "breeding 8", "widened 3"):
-    print(f"{name:16}", history[name])
-print("variance of the first shape component that the model-space row leaves:", card["first_shape_component"])
+
+# %% [markdown]
+# What has it learned? New faces from the first corpus's distribution, parameter by parameter: the share of
+# the variance that is left when the network has spoken (0: it knows, 1: it might as well say the mean).
+
+# %%
+fresh = DISTRIBUTION.sample(method.model, 96, generator)
+pairs = [ifn.synthesise(method.model, part, generator, 120) for part in fresh.split(16)]
+fresh_images, fresh_truth = (torch.cat(part) for part in zip(*pairs))
+with torch.no_grad():
+    answer = torch.cat([method.network(part.float() / 255) for part in fresh_images.split(32)])
+left = (answer - fresh_truth).square().mean(0) / fresh_truth.var(0)
+for name in layout.names:
+    part = left[layout.slice(name)]
+    print(f"{name:12} first six: " + " ".join(f"{v:5.2f}" for v in part[:6]) + f"   mean {part.mean():.2f}")
+numbers |= {"left_rotation": float(left[:3].mean()),
+            "left_first_shape": float(left[layout.slice("shape")][0])}  # fmt: skip
 
 # %%
 records = load_test_set("in_model", limit=P["reconstruct"])
