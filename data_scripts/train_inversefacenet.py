@@ -86,7 +86,7 @@ class Preset:
 PRESETS = {
     "full": Preset(),
     "cpu": Preset(
-        "medium", None, SIDE // 2, 100_000, 9_000, 32, "adamw", 1e-3, precision="bf16-mixed", bred=12_000,
+        "medium", None, SIDE // 2, 100_000, 7_500, 32, "adamw", 1e-3, precision="bf16-mixed", bred=9_000,
         mirror=True,
     ),
 }  # fmt: skip

@@ -53,23 +53,40 @@ def model_space_weights(model: MorphableModel) -> Tensor:
     """The diagonal of Sigma (layout.size + FRAME,), Eq. 8: standard deviations of the model times omega.
 
     The paper does not print the units of its sigmas. Here they are mm (RMS over the face) per unit of a
-    parameter for shape and expression. Reflectance has the unit in which skin weighs as much as shape in all:
-    in per cent it would be two thirds of the loss, nearly all of it brightness, which light can explain.
+    parameter for shape and expression. Reflectance and light have units in which each weighs as much as shape
+    in all. In per cent, reflectance would be two thirds of the loss, nearly all of it brightness, which light
+    can explain. Light as printed would be a thousandth; AlexNet comes from ImageNet with features that show
+    light, but a network that starts from nothing learns features without any trace of it.
     """
     layout = DISTRIBUTION.layout(model)
     one = layout.join({name: model.mean.new_ones(size) for name, size in layout.sizes.items()})
     unit = DISTRIBUTION.coefficients(model, one)["expression"].abs()
-    of_shape = OMEGA["shape"] * model.identity_sigma.norm()
-    of_skin = OMEGA["reflectance"] * model.albedo_sigma.norm()
     sigma = {
         "rotation": one.new_ones(3),
         "shape": model.identity_sigma,
         "expression": unit * model.expression_sigma,
-        "reflectance": model.albedo_sigma * (of_shape / of_skin),
-        "light": one.new_ones(27),
+        "reflectance": model.albedo_sigma,
+        "light": corpus_moments(model)[1][layout.slice("light")],
     }
-    theta = layout.join({name: OMEGA[name] * value for name, value in sigma.items()})
+    weights = {name: OMEGA[name] * value for name, value in sigma.items()}
+    for name in ("reflectance", "light"):
+        weights[name] = weights[name] * (weights["shape"].norm() / weights[name].norm())
+    weights["light"] = weights["light"] / sigma["light"]  # per unit, no longer per standard deviation
+    theta = layout.join(weights)
     return torch.cat([theta, theta.new_full((FRAME,), OMEGA_FRAME)])
+
+
+def corpus_moments(model: MorphableModel) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (layout.size,) of the sampler of Sec. 5."""
+    layout = DISTRIBUTION.layout(model)
+    mean, deviation = layout.zeros(1)[0].to(model.mean), model.mean.new_ones(layout.size)
+    mean[layout.slice("expression").start] = 4.8
+    mean[layout.slice("light")][:3] = 0.9
+    deviation[layout.slice("rotation")] = mean.new_tensor(LIMITS_DEGREES).deg2rad() / 3**0.5
+    deviation[layout.slice("expression")] = 12 / 3**0.5
+    deviation[layout.slice("light")] = 0.2 / 3**0.5
+    deviation[layout.slice("light")][:3] = 0.3 / 3**0.5
+    return mean, deviation
 
 
 def parameter_loss(predicted: Tensor, truth: Tensor, weights: Tensor | float = 1.0) -> Tensor:
@@ -244,15 +261,9 @@ class Regressor(nn.Module):
     def __init__(self, network: nn.Module, model: MorphableModel) -> None:
         super().__init__()
         self.network = network
-        layout = DISTRIBUTION.layout(model)
-        mean, scale = layout.zeros(1)[0], torch.ones(layout.size)
-        mean[layout.slice("expression").start] = 4.8
-        mean[layout.slice("light")][:3] = 0.9
-        scale[layout.slice("rotation")] = torch.tensor(LIMITS_DEGREES).deg2rad() / 3**0.5
-        scale[layout.slice("expression")] = 12 / 3**0.5
-        scale[layout.slice("light")] = 0.2 / 3**0.5
-        self.register_buffer("mean", torch.cat([mean, torch.zeros(FRAME)]), persistent=False)
-        self.register_buffer("scale", torch.cat([scale, torch.full((FRAME,), 0.03)]), persistent=False)
+        mean, scale = corpus_moments(model)
+        self.register_buffer("mean", torch.cat([mean, mean.new_zeros(FRAME)]), persistent=False)
+        self.register_buffer("scale", torch.cat([scale, scale.new_full((FRAME,), 0.03)]), persistent=False)
         self.mean: Tensor
         self.scale: Tensor
 

@@ -896,7 +896,9 @@ for name, vertices, scale in (
 # by about 5 % on our rendered faces, several millimetres of rigid error. But $K$ coefficients that a
 # picture determines leave room in proportion to distance$^K$ (the volume element between pixels and
 # coefficients), and the *middle* of what is plausible is where $\lVert\alpha\rVert^2-2K\log(\text{distance})$
-# is smallest. `Problem.correct_size` counts $K$ from the posterior variances and adds that term.
+# is smallest. `Problem.correct_size` counts $K$ from the posterior variances and adds that term. Where the
+# coefficients are smaller than the prior expects (a face that does not laugh), it takes the sum of their
+# squares instead, with which pull and push cancel; else quiet faces would come out too large.
 
 # %%
 grown = replace(photo.truth, translation=1.1 * photo.truth.translation)
