@@ -79,6 +79,8 @@ class Preset:
     bred: int = 200_000
     """pictures made in each breeding step, two for each target"""
     subdivisions: int = 1
+    balanced: bool = False
+    """see `model_space_weights`"""
     mirror: bool = False
     """show half of the pictures mirrored"""
 
@@ -87,7 +89,7 @@ PRESETS = {
     "full": Preset(),
     "cpu": Preset(
         "medium", None, SIDE // 2, 100_000, 7_500, 32, "adamw", 1e-3, precision="bf16-mixed", bred=9_000,
-        mirror=True,
+        balanced=True, mirror=True,
     ),
 }  # fmt: skip
 
@@ -250,7 +252,9 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         args.folder / row, args.device, preset.precision, args.devices, args.nodes, every, seed=args.seed
     )
     model = MorphableModel.load(None, preset.subdivisions, str(run.device))
-    weights = (model_space_weights(model) if row != "plain" else torch.ones(())).to(run.device)
+    weights = (model_space_weights(model, preset.balanced) if row != "plain" else torch.ones(())).to(
+        run.device
+    )
     signs = mirror_signs(model).to(run.device) if preset.mirror else None
     corpus = synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)
 

@@ -54,7 +54,7 @@ def test_loss_gradient() -> None:
 
 def test_weights_are_the_model_s_sigmas(model: MorphableModel) -> None:
     """Eq. 8: 50² times the mean squared displacement in mm is about the loss of an error of shape."""
-    layout, weights = DISTRIBUTION.layout(model), ifn.model_space_weights(model)
+    layout, weights = DISTRIBUTION.layout(model), ifn.model_space_weights(model, balanced=False)
     for name, given in (("shape", "identity"), ("expression", "expression")):
         theta = layout.zeros(1)
         theta[:, layout.slice(name)][:, 0] = 2.0
@@ -66,6 +66,31 @@ def test_weights_are_the_model_s_sigmas(model: MorphableModel) -> None:
     torch.testing.assert_close(weights[layout.slice("expression")], 50 * model.expression_sigma / 12)
     assert weights[layout.slice("rotation")].tolist() == [400.0] * 3
     assert set(weights[layout.slice("light")].tolist()) == {20.0}
+
+
+def test_balanced_weights_make_shape_skin_and_light_count_alike(model: MorphableModel) -> None:
+    layout, weights = DISTRIBUTION.layout(model), ifn.model_space_weights(model)[:-FRAME]
+    drawn = DISTRIBUTION.sample(model, 4000, seeded())
+    shares = (weights * (drawn - drawn.mean(0))).square().mean(0)
+    of = {name: float(shares[layout.slice(name)].sum()) for name in layout.names}
+    assert of["reflectance"] == pytest.approx(of["shape"], rel=0.1)
+    assert of["light"] == pytest.approx(of["shape"], rel=0.1)
+    printed = ifn.model_space_weights(model, balanced=False)[:-FRAME]
+    same = [name for name in layout.names if name != "light"]
+    assert all(torch.equal(weights[layout.slice(n)], printed[layout.slice(n)]) for n in same)
+
+
+def test_untrained_network_says_the_mean_of_the_corpus(model: MorphableModel) -> None:
+    """And one standard deviation of an output is one of the parameters that are drawn."""
+    mean, deviation = ifn.corpus_moments(model)
+    drawn = DISTRIBUTION.sample(model, 20_000, seeded())
+    torch.testing.assert_close(mean / deviation, drawn.mean(0) / deviation, atol=0.04, rtol=0)
+    torch.testing.assert_close(deviation / drawn.std(0), torch.ones_like(deviation), atol=0.04, rtol=0)
+    network = ifn.make_network("small", model).eval()
+    torch.nn.init.zeros_(network.network.classifier.weight)
+    said = network(torch.rand(2, 3, 60, 60, generator=seeded()))
+    torch.testing.assert_close(said[:, :-FRAME], mean.expand(2, -1))
+    assert not said[:, -FRAME:].any()
 
 
 # --- pictures -----------------------------------------------------------------------------------------------

@@ -49,14 +49,16 @@ INNER_LIPS = (61, 62, 63, 65, 66, 67)  # 66 landmarks: without the inner corners
 # --- loss (Sec. 6.2) ----------------------------------------------------------------------------------------
 
 
-def model_space_weights(model: MorphableModel) -> Tensor:
+def model_space_weights(model: MorphableModel, balanced: bool = True) -> Tensor:
     """The diagonal of Sigma (layout.size + FRAME,), Eq. 8: standard deviations of the model times omega.
 
     The paper does not print the units of its sigmas. Here they are mm (RMS over the face) per unit of a
-    parameter for shape and expression. Reflectance and light have units in which each weighs as much as shape
-    in all. In per cent, reflectance would be two thirds of the loss, nearly all of it brightness, which light
-    can explain. Light as printed would be a thousandth; AlexNet comes from ImageNet with features that show
-    light, but a network that starts from nothing learns features without any trace of it.
+    parameter for shape and expression, and for reflectance one in which it weighs as much as shape in all:
+    in per cent it would be two thirds of the loss, nearly all of it brightness, which light can explain.
+
+    `balanced` gives light the weight of shape, too. With the printed 20 it is a thousandth of the loss:
+    AlexNet comes from ImageNet with features that show light, but a network that starts from nothing learns
+    features without any trace of it.
     """
     layout = DISTRIBUTION.layout(model)
     one = layout.join({name: model.mean.new_ones(size) for name, size in layout.sizes.items()})
@@ -66,12 +68,13 @@ def model_space_weights(model: MorphableModel) -> Tensor:
         "shape": model.identity_sigma,
         "expression": unit * model.expression_sigma,
         "reflectance": model.albedo_sigma,
-        "light": corpus_moments(model)[1][layout.slice("light")],
+        "light": one.new_ones(27),
     }
     weights = {name: OMEGA[name] * value for name, value in sigma.items()}
-    for name in ("reflectance", "light"):
-        weights[name] = weights[name] * (weights["shape"].norm() / weights[name].norm())
-    weights["light"] = weights["light"] / sigma["light"]  # per unit, no longer per standard deviation
+    deviation = layout.split(corpus_moments(model)[1])
+    for name in ("reflectance", "light") if balanced else ("reflectance",):
+        own, shape = (float((weights[n] * deviation[n]).norm()) for n in (name, "shape"))
+        weights[name] = weights[name] * (shape / own)
     theta = layout.join(weights)
     return torch.cat([theta, theta.new_full((FRAME,), OMEGA_FRAME)])
 
@@ -294,7 +297,10 @@ def _load_network(path: str | Path, model: MorphableModel) -> nn.Module:
         network = make_network(card["network"], model)
         network.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
-        raise ModelFileError(f"The checkpoint '{path}' does not fit the face model: {error}") from error
+        raise ModelFileError(
+            f"The checkpoint '{path}' is not of the network that its card names; train again with "
+            "data_scripts/train_inversefacenet.py."
+        ) from error
     return network
 
 
