@@ -298,7 +298,7 @@ def test_named_errors(tmp_path: Path) -> None:
 def test_a_checkpoint_for_another_model_or_network_says_so(tmp_path: Path) -> None:
     path, network = tmp_path / "other.safetensors", encoder("small", 7)
     save_checkpoint(path, network, {"network": "small", "face_model": sha256_of(DEFAULT_MODEL)})
-    with pytest.raises(ModelFileError, match="does not fit"):
+    with pytest.raises(ModelFileError, match="not of the network"):
         InverseFaceNet.load(path)
     save_checkpoint(path, network, {"network": "small", "face_model": "0" * 64})
     with pytest.raises(ModelFileError, match="another face model"):
