@@ -1,6 +1,7 @@
 """Train InverseFaceNet: the rows of the paper's Table 1, with the pieces of facelab.methods.inversefacenet.
 
     python data_scripts/train_inversefacenet.py --row breeding --targets outside:1000 my_pictures/
+    python data_scripts/train_inversefacenet.py --row widened --preset shipped --start .../model_space...
     torchrun --nproc-per-node 4 data_scripts/train_inversefacenet.py --preset full --row breeding ...
 
 Rows: "plain" (l2), "model_space" (+ Eq. 8), "breeding" (+ Algorithm 1), "widened" (breeding with our noise,
@@ -53,7 +54,7 @@ from facelab.methods.inversefacenet import (
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.photo_folders import list_pictures, sha256_of
 from facelab.photos import DlibDetector, find_face, load_photo
-from facelab.training import Run, batch_indices, save_checkpoint
+from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
 
 CHUNK = 1000  # pictures in a file
 BRED = ("breeding", "widened")
@@ -90,6 +91,10 @@ PRESETS = {
     "cpu": Preset(
         "medium", None, SIDE // 2, 100_000, 7_500, 32, "adamw", 1e-3, precision="bf16-mixed", bred=9_000,
         balanced=True, mirror=True,
+    ),
+    "shipped": Preset(  # goes on from the row "model_space" of `cpu` with the row "widened"
+        "medium", None, SIDE // 2, 100_000, 6_000, 32, "adamw", 1e-3, precision="bf16-mixed", first=0.0,
+        bred=9_000, balanced=True, mirror=True,
     ),
 }  # fmt: skip
 
@@ -259,6 +264,8 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
     corpus = synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)
 
     network = make_network(preset.network, model, preset.pretrained, generator(args.seed))
+    if args.start:
+        network.load_state_dict(load_checkpoint(args.start)[0])
     network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
     network, optimizer = run.setup(network, make_optimizer(preset, network))
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "seconds": 0.0}
@@ -294,6 +301,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         "face_model": sha256_of(DEFAULT_MODEL),
         "preset": asdict(preset),
         "seed": args.seed,
+        "start": args.start and args.start.name,
         "targets": args.targets if row in BRED else None,
         "presentations": preset.steps * preset.batch * run.fabric.world_size,
         "date": datetime.date.today().isoformat(),
@@ -372,6 +380,7 @@ def main() -> None:
     parser.add_argument("--row", default="breeding", choices=rows)
     parser.add_argument("--preset", default="cpu", choices=list(PRESETS))
     parser.add_argument("--targets", nargs="+", default=["portrait:2000"], metavar="FOLDER")
+    parser.add_argument("--start", type=Path, help="weights to start from (.safetensors with its card)")
     parser.add_argument("--folder", type=Path, default=Path("runs/inversefacenet"))
     parser.add_argument("--pictures", type=Path, default=Path("runs/inversefacenet/pictures"))
     parser.add_argument("--device", default="auto")
