@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # kind, side, pictures, batch, steps, optimiser, rate, rate of z, w_reg at first and at last, w_beta
     "tiny": dict(kind="small", side=120, pictures=1024, batch=16, steps=40, adam=True, rate=1e-3, z_rate=5e-3,
                  reg=(1e-3, 1e-3), reflectance=0.1),
-    "quick": dict(kind="medium", side=120, pictures=65_536, batch=32, steps=7_000, adam=True, rate=1e-3,
+    "quick": dict(kind="medium", side=120, pictures=65_536, batch=32, steps=5_000, adam=True, rate=1e-3,
                   z_rate=5e-3, reg=(1e-3, 3e-4), reflectance=0.1, precision="bf16-mixed"),
     "full": dict(kind="alexnet", side=240, pictures=100_000, batch=5, steps=200_000, adam=False, rate=0.1,
                  z_rate=0.0005, reg=(2.9e-5, 2.9e-5), reflectance=1.7e-3),
