@@ -58,6 +58,7 @@ from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoin
 
 CHUNK = 1000  # pictures in a file
 BRED = ("breeding", "widened")
+LANDMARKS = "of the targets by dlib's predictor, whose training data (iBUG 300-W) is for non-commercial use"
 
 
 @dataclass(frozen=True)
@@ -312,6 +313,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
     }
     if row in BRED:
         first = Pictures([load_file(args.pictures / "synthetic" / f"{k:04d}.safetensors") for k in range(4)])
+        card["landmarks"] = LANDMARKS
         card["breeding"] = history(args, preset, model, first)
     return network, card
 

@@ -134,7 +134,7 @@ def test_front_facing_vertices_are_those_a_rasterizer_sees(decoder: Decoder) -> 
         cosine = (picture.normals[k] * -nn.functional.normalize(
             decoder.camera(code[k], 480).to_camera(vertices[k]), dim=-1)).sum(-1)  # fmt: skip
         assert not (compared & seen & (cosine < -0.35)).any()  # nothing that turns away is seen
-        convex = compared & (model.mean[:, 1] > 50) & (model.mean[:, 2] > -60)
+        convex = compared & (model.mean[:, 1] > 60) & (model.mean[:, 2] > -60)
         clear = convex & (cosine.abs() > 0.25)
         assert int(clear.sum()) > 60
         assert (picture.visible[k] == seen)[clear].float().mean() > 0.995  # the forehead

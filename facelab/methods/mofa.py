@@ -51,8 +51,7 @@ AMBIENT = LAYOUT.slice("light").start  # and the two after it: the ambient light
 AMBIENT_OFFSET = 0.7
 FOCAL = 3.5  # in picture widths, fixed: a head crop taken from about 0.9 m
 FRONTAL = 0.3  # least z of the average face's normals: with the sides of the head, faces learn to look away
-BORDER_MM = 10.0  # what is nearer to the model's border is not compared: a step away, the picture has no face
-HIDDEN = ("interior", "teeth", "eyes")  # face the camera but lie behind lips and lids
+HIDDEN = ("interior", "teeth")  # face the camera but lie behind the lips
 
 # 46 of the tracker's 66 landmarks, which are iBUG's 68 without the inner corners of the mouth (60 and 64).
 # The paper does not list them. Left out: the jaw, which is no fixed point of the skin, and the upper three
@@ -75,7 +74,7 @@ class Decoder:
         self.focal = focal
         hidden = [self.model.region_vertices(name) for name in HIDDEN if name in self.model.regions]
         facing = vertex_normals(self.model.mean, self.model.triangles)[:, 2] > FRONTAL
-        self.used = facing & ~torch.stack(hidden).any(0) & (border_distance(self.model) > BORDER_MM)
+        self.used = facing & ~torch.stack(hidden).any(0)
         """(V,) bool: vertices that are compared with the picture, its frontal part (Fig. 5)"""
         points = self.model.landmarks(self.model.mean)
         low, high = points.amin(0), points.amax(0)
@@ -128,21 +127,6 @@ class Decoder:
         parts = self.parts(code)
         points = self.model.landmarks(self.model.vertices(parts["shape"], parts["expression"]))
         return self.camera(code, size).project(points[..., list(LANDMARKS), :])[..., :2]
-
-
-def border_distance(model: MorphableModel) -> Tensor:
-    """(V,) mm on the mean face from each vertex to the nearest one at the end of the mesh.
-
-    Without it faces shrink, as Section 8 says: at the true parameters, two fifths of the pull towards smaller
-    heads came from the outermost 6 mm, and a part of the pull towards one shape for all.
-    """
-    corners = model.triangles
-    edges = torch.cat([corners[:, [0, 1]], corners[:, [1, 2]], corners[:, [2, 0]]]).sort(1).values
-    edge, count = edges.unique(dim=0, return_counts=True)
-    rim = edge[count == 1].unique()
-    if len(rim) == 0:  # a closed mesh has no end
-        return torch.full_like(model.mean[:, 0], torch.inf)
-    return torch.cdist(model.mean, model.mean[rim]).amin(1)
 
 
 # ------------------------------------------------------------------------------------------------- the loss

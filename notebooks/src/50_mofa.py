@@ -334,12 +334,10 @@ print({k: f"{float(v):.3f}" for k, v in terms.items()}, "weights", w)
 #   0.007, and both matter. So facelab measures landmarks in picture widths.
 # - Regularisation is in standard deviations in both models. Read $E/(2 w_{\text{reg}})$ as a negative
 #   logarithm of a posterior, in which a coefficient costs $\tfrac12\alpha^2$: the landmarks then have the
-#   normal error $\sigma = \sqrt{w_{\text{reg}}} = 0.0054$ picture widths, 1.3 px at 240. dlib is about 3 px
-#   off on our renders, and whole regions err together; so the training of section 5 goes from
-#   $w_{\text{reg}} = 10^{-3}$ (7.6 px) to $3\cdot10^{-4}$ (4.2 px).
-# - That is without the *systematic* part of dlib's errors. It means points a little beside the model's: eyes
-#   2 to 3 px higher, brows 2 px lower. A trial that left this in gave every face the same shape to explain
-#   it, up to 0.8 standard deviations of a component. Nothing in the loss can notice; truth did.
+#   normal error $\sigma = \sqrt{w_{\text{reg}}} = 0.0054$ picture widths, 1.3 px at 240. dlib is 2 to 4 px
+#   off on our renders, and our small network by as much again: the training of section 5 ended at
+#   $w_{\text{reg}} = 10^{-3}$, 7.6 px. With $2\cdot10^{-4}$ the shapes of its faces scattered more, and were
+#   further from the truth than the average face.
 # - $w_\beta$ leaves the skin almost free. Ours is 0.1 (see the fourth accident in section 8).
 #
 # **The landscape.** A photometric loss sees only as far as its picture is smooth. We turn the true face of a
@@ -542,10 +540,10 @@ with torch.device("meta"):  # counted without being made
     from facelab.networks import KINDS
 
     counts = {kind: sum(p.numel() for p in KINDS[kind](257, 3).parameters()) for kind in ("alexnet", "vgg")}
-counts["medium"] = sum(p.numel() for p in make_network("medium").parameters())
+counts["small"] = sum(p.numel() for p in make_network("small").parameters())
 for kind, count in counts.items():
     print(f"{kind:10}{count / 1e6:18.1f}")
-numbers["medium_million_weights"] = counts["medium"] / 1e6
+numbers["small_million_weights"] = counts["small"] / 1e6
 
 # %% [markdown]
 # Training the large ones takes a GPU (`--preset full --kind vgg`), so their accuracy is not measured here.
