@@ -2,7 +2,7 @@
 
     python benchmarks/inference.py [--device cuda] [--pictures 64] [--fits 5]
 
-Milliseconds per picture at batch 1 and 64: of InverseFaceNet's networks (the shipped small one; AlexNet and
+Milliseconds per picture at batch 1 and 64: of InverseFaceNet's networks (the shipped one; AlexNet and
 ResNet-101 with random weights, since speed does not depend on them), of its whole `reconstruct` (landmarks,
 masked crop, network, camera, rendered answer), and of fitting. On a CPU it is the time computed by a thread.
 Results go to benchmarks/results/.
@@ -66,7 +66,7 @@ def main() -> None:
 
     lines: dict[str, dict[str, float]] = {}
     outputs = DISTRIBUTION.layout(method.model).size + FRAME
-    networks = {"small (shipped)": method.network}
+    networks = {"shipped": method.network}
     networks |= {kind: encoder(kind, outputs).eval() for kind in ("alexnet", "resnet101")}
     with torch.inference_mode():
         for name, network in networks.items():

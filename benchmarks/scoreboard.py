@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=RESULTS.parent / "runs" / "scoreboard")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--preset", default="full", help="what the row says the method was trained with")
     parser.add_argument("--keep", action="store_true", help="so that a later run with a higher limit goes on")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -60,7 +61,7 @@ def main() -> None:
         records = load_test_set(name, arguments.limit, folder or None)
         label = f"photos_{Path(folder).name}" if name == "photos" else name
         for kind in arguments.method:
-            row = evaluate(make_method(kind), records, label, preset="full", folder=arguments.runs)
+            row = evaluate(make_method(kind), records, label, preset=arguments.preset, folder=arguments.runs)
             save_row(row, arguments.results)
             if not arguments.keep:
                 log_file(row, arguments.runs).unlink()
