@@ -25,7 +25,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,11 @@ def target_pictures(sources: list[str], seed: int) -> Iterator[Tensor]:
             for batch in range(-(-int(source.split(":")[1]) // renderer.spec.batch)):
                 yield from renderer.batch(batch)["image"]
         else:
-            yield from map(load_photo, list_pictures(source))
+            for path in list_pictures(source):
+                try:
+                    yield load_photo(path)
+                except FacelabError as error:
+                    warnings.warn(f"Left out: {error}", stacklevel=2)
 
 
 def target_inputs(folder: Path, sources: list[str], side: int, seed: int) -> Tensor:
@@ -264,6 +268,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
     )
     signs = mirror_signs(model).to(run.device) if preset.mirror else None
     corpus = synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)
+    initial = Pictures(corpus.parts[:4])
 
     network = make_network(preset.network, model, preset.pretrained, generator(args.seed))
     if args.start:
@@ -313,9 +318,8 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         "losses": state["losses"],
     }
     if row in BRED:
-        first = Pictures([load_file(args.pictures / "synthetic" / f"{k:04d}.safetensors") for k in range(4)])
         card["landmarks"] = LANDMARKS
-        card["breeding"] = history(args, preset, model, first)
+        card["breeding"] = history(args, preset, model, initial)
     return network, card
 
 
@@ -384,6 +388,7 @@ def main() -> None:
     parser.add_argument("--preset", default="cpu", choices=list(PRESETS))
     parser.add_argument("--targets", nargs="+", default=["portrait:2000"], metavar="FOLDER")
     parser.add_argument("--start", type=Path, help="weights to start from (.safetensors with its card)")
+    parser.add_argument("--steps", type=int, help="another length than the preset's")
     parser.add_argument("--folder", type=Path, default=Path("runs/inversefacenet"))
     parser.add_argument("--pictures", type=Path, default=Path("runs/inversefacenet/pictures"))
     parser.add_argument("--device", default="auto")
@@ -394,7 +399,9 @@ def main() -> None:
     args = parser.parse_args()
     preset = PRESETS[args.preset]
     if args.row == "resnet101":  # Table 1: twice the iterations
-        preset = Preset(**asdict(preset) | {"network": "resnet101", "steps": 2 * preset.steps})
+        preset = replace(preset, network="resnet101", steps=2 * preset.steps)
+    if args.steps:
+        preset = replace(preset, steps=args.steps)
     if args.only == "corpus":
         model = MorphableModel.load(None, preset.subdivisions)
         synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)

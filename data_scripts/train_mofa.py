@@ -42,9 +42,13 @@ PRESETS: dict[str, dict[str, Any]] = {
                  reg=(1e-3, 1e-3), reflectance=0.1),
     "quick": dict(kind="small", side=120, pictures=40_960, batch=32, steps=5750, adam=True, rate=1e-3,
                   z_rate=5e-3, reg=(1e-3, 1e-3), reflectance=0.1),
+    "shipped": dict(kind="medium", side=120, pictures=40_960, batch=32, steps=9_000, adam=True, rate=1e-3,
+                    z_rate=5e-3, reg=(1e-3, 1e-3), reflectance=0.1, precision="bf16-mixed"),
     "full": dict(kind="alexnet", side=240, pictures=100_000, batch=5, steps=200_000, adam=False, rate=0.1,
                  z_rate=0.0005, reg=(2.9e-5, 2.9e-5), reflectance=1.7e-3),
 }  # fmt: skip
+
+HELD_OUT = 16  # batches of 16 renders, to measure with
 
 # Without landmarks a network that knows nothing loses its way, and these settings only slow that down: with
 # them it had not found the pose when our budget of a CPU was spent (32,000 pictures, notebook 50). Poses move
@@ -163,10 +167,11 @@ def main() -> None:
         encoder.load_state_dict(load_checkpoint(arguments.start)[0])
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
     groups = encoder.parameter_groups(*(UNAIDED_RATES if gentle else (preset["rate"], preset["z_rate"])))
-    optimiser = torch.optim.Adam(groups) if preset["adam"] else torch.optim.Adadelta(groups)
+    optimiser = torch.optim.Adam(groups, fused=True) if preset["adam"] else torch.optim.Adadelta(groups)
     rates = [group["lr"] for group in optimiser.param_groups]
     network, optimizer = run.setup(encoder, optimiser)
-    held_out = [Renderer(corpus_spec(side, 999, clean=True)).batch(i) for i in range(16)]
+    renderer = Renderer(corpus_spec(side, 999, clean=True))
+    held_out = [renderer.batch(i) for i in range(HELD_OUT)]
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "curves": [], "seconds": 0.0}
 
     rank, processes = run.fabric.global_rank, run.fabric.world_size
@@ -221,7 +226,8 @@ def main() -> None:
     card = card_of(kind, side, units) | {
         "preset": arguments.preset, "seed": arguments.seed, "surrogate": not arguments.no_surrogate,
         "pictures": "photographs" if arguments.photos else "synthetic",
-        "start": arguments.start and arguments.start.name, "corpus": len(pictures),
+        "start": arguments.start and arguments.start.name,
+        "pretrained": arguments.pretrained and Path(arguments.pretrained).name, "corpus": len(pictures),
         "seen": last["pictures"], "settings": preset | {"steps": steps},
         "hardware": platform.processor() or platform.machine(), "device": str(run.device),
         "cpu_seconds": round(state["seconds"]), "torch": torch.__version__, "commit": commit,

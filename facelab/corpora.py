@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
@@ -311,6 +311,7 @@ class Corpus(Dataset):
             raise CorpusError(
                 f"The corpus in '{folder}' is not finished or of another version; call build_corpus again."
             )
+        self._mapped: dict[int, dict[str, Tensor]] = {}  # mapped anew for each item, memory is slow
         self.layout = ParameterLayout(**self.manifest["layout"])
         self.side = self.manifest["spec"]["size"]
         for shard in self.manifest["shards"]:
@@ -326,17 +327,22 @@ class Corpus(Dataset):
     def __len__(self) -> int:
         return int(self.manifest["count"])
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_mapped": {}}  # to the processes of a DataLoader
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(index)  # ends a for loop
         shard, row = divmod(index, self.manifest["images_per_shard"])
         path = self.folder / self.manifest["shards"][shard]["file"]
         try:
-            with safe_open(path, "pt") as file:
-                image, mask, landmarks, parameters = (
-                    file.get_slice(name)[row] for name in ("images", "masks", "landmarks", "parameters")
-                )
-        except (SafetensorError, OSError, IndexError) as error:
+            if shard not in self._mapped:
+                self._mapped[shard] = load_file(path)
+            image, mask, landmarks, parameters = (
+                self._mapped[shard][name][row].clone()
+                for name in ("images", "masks", "landmarks", "parameters")
+            )
+        except (SafetensorError, OSError, KeyError, IndexError) as error:
             raise CorpusError(
                 f"'{path}' cannot be read ({error}); delete it and call build_corpus again."
             ) from error

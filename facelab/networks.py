@@ -182,8 +182,8 @@ def encoder(
         final: weights of the last layer: "normal" N(0, 0.01) (InverseFaceNet), "zero" (MoFA) or "xavier"; its
             biases are zero.
         pretrained: "imagenet": torchvision's weights, with a warning where torchvision or the weights cannot
-            be had; or a file of such weights (.safetensors, or .pth read without pickled code). The last
-            layer is not loaded.
+            be had; or a file of such weights (.safetensors, also a checkpoint of ours, or .pth read without
+            pickled code). The last layer is not loaded.
         generator: decides on the random weights; None: seed 0.
 
     Raises ParameterError for a name that does not exist, ModelFileError for a file that does not fit.
@@ -204,10 +204,15 @@ def encoder(
             nn.init.normal_(last.weight, 0.0, 0.01 if final == "normal" else 0.0)
     nn.init.zeros_(last.bias)
     if pretrained is not None:
-        weights = _imagenet(kind) if pretrained == "imagenet" else _read(Path(pretrained))
-        if weights is not None:
-            _load_all_but_last(network, weights, str(pretrained))
+        load_pretrained(network, kind, pretrained)
     return network
+
+
+def load_pretrained(network: nn.Module, kind: str, pretrained: str | Path) -> None:
+    """All weights but those of the last layer: see `encoder`."""
+    weights = _imagenet(kind) if pretrained == "imagenet" else _read(Path(pretrained))
+    if weights is not None:
+        _load_all_but_last(network, weights, str(pretrained))
 
 
 def _imagenet(kind: str) -> dict[str, Tensor] | None:
@@ -218,7 +223,7 @@ def _imagenet(kind: str) -> dict[str, Tensor] | None:
     except (ImportError, RuntimeError, OSError, KeyError) as error:
         warnings.warn(
             f"No ImageNet weights for {kind!r} ({type(error).__name__}: {error}); starting from random ones.",
-            stacklevel=3,
+            stacklevel=4,
         )
         return None
 
@@ -226,7 +231,7 @@ def _imagenet(kind: str) -> dict[str, Tensor] | None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return {name.removeprefix("network."): value for name, value in load_file(path).items()}
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, SafetensorError, ValueError, EOFError) as error:
         raise ModelFileError(f"Weights cannot be read from '{path}': {error}") from error

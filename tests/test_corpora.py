@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -300,6 +301,11 @@ def test_a_corpus_returns_what_was_rendered(whole: Path) -> None:
     manifest = json.loads((whole / "corpus.json").read_text())
     assert manifest["spec"]["seed"] == 3 and manifest["format"] == 1
     assert all(len(shard["sha256"]) == 64 for shard in manifest["shards"])
+    item = corpus[3]
+    for value in item.values():  # what a user does to an item stays out of the corpus
+        value.zero_()
+    assert all(bool(value.any()) for value in corpus[3].values())
+    assert torch.equal(pickle.loads(pickle.dumps(corpus))[3]["image"], corpus[3]["image"])
     loaded = next(iter(DataLoader(corpus, batch_size=4, num_workers=1)))
     assert loaded["image"].shape == (4, 3, 32, 32) and loaded["mask"].dtype == torch.bool
 

@@ -5,7 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 from facelab.errors import ModelFileError, ParameterError
+from facelab.methods.mofa import Encoder
 from facelab.networks import KINDS, encoder, last_layer
+from facelab.training import save_checkpoint
 
 COUNTS = {"alexnet": 61_100_840, "resnet18": 11_689_512, "resnet101": 44_549_160, "vgg": 138_357_544}
 
@@ -70,6 +72,13 @@ def test_weights_from_files(tmp_path) -> None:
         network = encoder("resnet18", 3, pretrained=tmp_path / name)
         assert torch.equal(network.layer4[1].conv2.weight, donor.layer4[1].conv2.weight)
         assert network.fc.weight.shape == (3, 512)
+    trained = Encoder(encoder("small", 257, final="zero", generator=torch.Generator().manual_seed(5)))
+    save_checkpoint(tmp_path / "ours.safetensors", trained, {})
+    network, random = encoder("small", 3, pretrained=tmp_path / "ours.safetensors"), encoder("small", 3)
+    theirs = trained.network.features[0].weight.half().float()
+    assert torch.equal(network.features[0].weight, theirs)
+    assert not torch.equal(random.features[0].weight, theirs)
+    assert torch.equal(last_layer(network).weight, last_layer(random).weight)
     with pytest.raises(ModelFileError, match="not of this network"):
         encoder("small", 3, pretrained=tmp_path / "weights.pth")
     torch.save({"evil": encoder}, tmp_path / "code.pth")  # a function: pickled code

@@ -30,7 +30,7 @@ from facelab.geometry import euler_to_matrix, vertex_normals
 from facelab.illumination import SphericalHarmonicsLight
 from facelab.image_formation import VertexPicture, shade_vertices
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
-from facelab.networks import Small, encoder, last_layer
+from facelab.networks import Small, encoder, last_layer, load_pretrained
 from facelab.parameters import ParameterLayout
 from facelab.photo_folders import sha256_of
 from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_face
@@ -220,7 +220,10 @@ class _FinalLayer(nn.Module):
 def make_network(kind: str, pretrained: str | Path | None = None) -> nn.Module:
     """ "alexnet" or "vgg" (the paper's), another of `networks.encoder`, or "small", half as wide as there."""
     if kind == "small":
-        return Small(LAYOUT.size, widths=(16, 32, 64, 128))
+        network = Small(LAYOUT.size, widths=(16, 32, 64, 128))
+        if pretrained is not None:
+            load_pretrained(network, kind, pretrained)
+        return network
     return encoder(kind, LAYOUT.size, final="zero", pretrained=pretrained)
 
 

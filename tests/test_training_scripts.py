@@ -1,0 +1,148 @@
+"""The two training scripts from end to end, a few pictures and steps each."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from skimage.data import astronaut
+from skimage.io import imsave
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
+
+import train_inversefacenet
+import train_mofa
+
+from facelab.methods.inversefacenet import InverseFaceNet
+from facelab.methods.mofa import MoFA
+from facelab.photos import load_photo
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of one person seen twice, one picture without anybody, and one that is broken."""
+    folder = tmp_path_factory.mktemp("photographs")
+    picture = astronaut()[:240, 80:340]
+    imsave(folder / "a.png", picture, check_contrast=False)
+    imsave(folder / "b.png", picture[:, ::-1].copy(), check_contrast=False)
+    imsave(folder / "nobody.png", astronaut()[380:500, :200], check_contrast=False)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 and no more")
+    return folder
+
+
+def run(script: object, *arguments: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train", *map(str, arguments)])
+        script.main()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def small_inversefacenet(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = replace(
+        train_inversefacenet.PRESETS["cpu"], network="small", side=60, corpus=8, steps=10, batch=4,
+        breedings=2, bred=4, precision="32-true", subdivisions=0,
+    )  # fmt: skip
+    monkeypatch.setattr(train_inversefacenet, "CHUNK", 4)
+    monkeypatch.setitem(train_inversefacenet.PRESETS, "cpu", tiny)
+
+
+@pytest.mark.usefixtures("small_inversefacenet")
+def test_inversefacenet_is_bred_and_a_kill_changes_nothing(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--row", "widened", "--targets", photographs, "portrait:16", "--device", "cpu")
+    places = {name: ("--folder", tmp_path / name, "--pictures", tmp_path / "pictures") for name in "ab"}
+    with pytest.warns(UserWarning, match=r"Left out: .*broken\.jpg"):
+        run(train_inversefacenet, *arguments, *places["a"])
+
+    steps, loss = iter(range(100)), train_inversefacenet.parameter_loss
+
+    def killed(*values: torch.Tensor) -> torch.Tensor:
+        if next(steps) == 7:
+            raise KeyboardInterrupt
+        return loss(*values)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_inversefacenet, "parameter_loss", killed)
+        run(train_inversefacenet, *arguments, *places["b"])
+    assert not (tmp_path / "b" / "widened.safetensors").exists()
+    run(train_inversefacenet, *arguments, *places["b"])
+
+    one, two = (load_file(tmp_path / name / "widened.safetensors") for name in "ab")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    targets = load_file(tmp_path / "pictures" / "targets.safetensors")["images"]
+    assert 2 < len(targets) <= 18  # the photographs with a face; dlib misses some renders
+    card = json.loads((tmp_path / "a" / "widened.json").read_text())
+    assert card["presentations"] == 40 and set(card["breeding"]) == {"initial corpus", "step 1", "step 2"}
+    assert "non-commercial" in card["landmarks"]
+    said = InverseFaceNet.load(tmp_path / "a" / "widened.safetensors").reconstruct(
+        load_photo(photographs / "a.png")
+    )
+    assert bool(torch.isfinite(said.mesh.vertices).all())
+
+
+@pytest.mark.usefixtures("small_inversefacenet")
+def test_inversefacenet_goes_on_from_a_row_for_other_steps(tmp_path: Path) -> None:
+    places = ("--folder", tmp_path, "--pictures", tmp_path / "pictures", "--device", "cpu", "--steps", 5)
+    run(train_inversefacenet, "--row", "plain", *places)
+    before = load_file(tmp_path / "plain.safetensors")
+    run(
+        train_inversefacenet, "--row", "model_space", "--start", tmp_path / "plain.safetensors", *places,
+        "--seed", 2,
+    )  # fmt: skip
+    after = load_file(tmp_path / "model_space.safetensors")
+    card = json.loads((tmp_path / "model_space.json").read_text())
+    assert card["start"] == "plain.safetensors" and card["presentations"] == 20 and card["targets"] is None
+    name = "network.features.0.weight"
+    change = (after[name] - before[name]).float().norm() / before[name].float().norm()
+    assert 0 < change < 0.2  # of random weights it would be 1.4
+
+
+@pytest.fixture
+def small_mofa(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        train_mofa.PRESETS, "tiny", train_mofa.PRESETS["tiny"] | {"pictures": 32, "batch": 4, "steps": 6}
+    )
+    monkeypatch.setattr(train_mofa, "HELD_OUT", 1)
+
+
+@pytest.mark.usefixtures("small_mofa")
+def test_mofa_on_renders_and_then_on_photographs(photographs: Path, tmp_path: Path) -> None:
+    corpus, surrogate, photos = tmp_path / "corpus", tmp_path / "surrogate", tmp_path / "photos"
+    corpus.mkdir()
+    errors = 0.01 * torch.randn(8, 68, 2, generator=torch.Generator().manual_seed(0))
+    save_file({"errors": errors}, corpus / "detector_errors.safetensors")  # saves the detector a minute
+    options = ("--preset", "tiny", "--every", 3, "--device", "cpu")
+    run(train_mofa, corpus, surrogate, *options)
+    curves = json.loads((surrogate / "curves.json").read_text())
+    assert [point["step"] for point in curves] == [0, 3, 6]
+    assert curves[0]["geometry_mm"] != curves[-1]["geometry_mm"] < 30
+
+    run(train_mofa, photographs, photos, "--photos", "--start", surrogate / "mofa.safetensors", *options)
+    card = json.loads((photos / "mofa.json").read_text())
+    assert card["pictures"] == "photographs" and card["corpus"] == 2 and card["surrogate"]
+    assert not (photographs / "facelab_landmarks.jsonl").exists()  # a folder may be read-only
+    first = json.loads((photos / "curves.json").read_text())[0]
+    assert first["geometry_mm"] == pytest.approx(curves[-1]["geometry_mm"], abs=0.05)  # 16-bit weights
+    said = MoFA.load(photos / "mofa.safetensors").reconstruct(load_photo(photographs / "a.png"))
+    assert bool(torch.isfinite(said.mesh.vertices).all())
+
+
+@pytest.mark.usefixtures("small_mofa")
+def test_mofa_without_the_surrogate_from_an_encoder_that_can_see(tmp_path: Path) -> None:
+    corpus, donor = tmp_path / "corpus", tmp_path / "seeing.safetensors"
+    corpus.mkdir()
+    save_file({"errors": torch.zeros(2, 68, 2)}, corpus / "detector_errors.safetensors")
+    network = train_mofa.make_network("small")
+    torch.nn.init.constant_(network.features[0].weight, 0.125)
+    save_file(network.state_dict(), donor)
+    options = ("--preset", "tiny", "--no-surrogate", "--device", "cpu", "--pretrained", donor)
+    run(train_mofa, corpus, tmp_path / "run", *options)
+    card = json.loads((tmp_path / "run" / "mofa.json").read_text())
+    assert not card["surrogate"] and card["units"] == train_mofa.UNAIDED_UNITS
+    assert card["pretrained"] == "seeing.safetensors"
+    learned = load_file(tmp_path / "run" / "mofa.safetensors")["network.features.0.weight"].float()
+    assert (learned - 0.125).abs().max() < 0.02 and not bool((learned == 0.125).all())
