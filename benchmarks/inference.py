@@ -4,7 +4,8 @@
 
 Milliseconds per picture at batch 1 and 64: of InverseFaceNet's networks (the shipped one; AlexNet and
 ResNet-101 with random weights, since speed does not depend on them), of its whole `reconstruct` (landmarks,
-masked crop, network, camera, rendered answer), and of fitting. On a CPU it is the time computed by a thread.
+masked crop, network, camera, rendered answer), of MoFA's shipped encoder and its `reconstruct` of a framed
+picture, and of fitting. On a CPU it is the time computed by a thread.
 Results go to benchmarks/results/.
 """
 
@@ -23,6 +24,7 @@ import torch
 
 from facelab.methods.fitting import reconstruct
 from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, SIDE, InverseFaceNet, network_input
+from facelab.methods.mofa import MoFA
 from facelab.networks import encoder
 from facelab.photos import find_face
 from facelab.test_sets import load_test_set
@@ -83,6 +85,17 @@ def main() -> None:
     lines["InverseFaceNet from the picture alone"] = {
         "batch 1": milliseconds(lambda: method.reconstruct(image), 1, "cpu")
     }
+    autoencoder = MoFA.load(framed=True)
+    pictures = torch.stack([record.image for record in records]).to(args.device)
+    autoencoder.encoder.to(args.device)
+    lines["MoFA's encoder"] = {
+        f"batch {count}": milliseconds(partial(autoencoder.regress, pictures[:count]), count, args.device)
+        for count in (1, len(pictures))
+    }
+    autoencoder.encoder.to("cpu")
+    lines["MoFA with camera, rendering"] = {
+        "batch 1": milliseconds(lambda: autoencoder.reconstruct(image), 1, "cpu")
+    }
     reconstruct(image)  # loads models, compiles
     fits = [milliseconds(partial(reconstruct, image), 1, "cpu", 1, 0) for image, _ in found[: args.fits]]
     lines["fitting by optimisation"] = {"batch 1": float(np.median(fits))}
@@ -93,7 +106,7 @@ def main() -> None:
         "fitting over network": {
             name: {batch: slow / value for batch, value in values.items()}
             for name, values in lines.items()
-            if name.startswith(("network", "InverseFaceNet"))
+            if not name.startswith("fitting")
         },
     }
     RESULTS.mkdir(exist_ok=True)

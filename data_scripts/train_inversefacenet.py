@@ -236,7 +236,8 @@ def make_optimizer(preset: Preset, network: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adadelta(
             network.parameters(), preset.rate, rho=0.95, eps=1e-6, weight_decay=preset.weight_decay
         )
-    return torch.optim.AdamW(network.parameters(), preset.rate, weight_decay=preset.weight_decay)
+    weight_decay = preset.weight_decay
+    return torch.optim.AdamW(network.parameters(), preset.rate, weight_decay=weight_decay, fused=True)
 
 
 def learning_rate(preset: Preset, step: int) -> float:
