@@ -551,13 +551,15 @@ for name in sets:
 # %% [markdown]
 # What ICP sees of this: every dot is a picture, and the line is where both errors would be equal. The
 # printed rank correlations answer the practical question: if only ICP is known, how well does it sort
-# pictures by their true error?
+# pictures by their true error? (Variants of a method, "name, variant", are left to the tables and to the
+# method's own notebook.)
 
 # %%
 STYLES = {"average face": "#999999", "landmark fitting": "#e08214", "full fitting": "#2166ac"}
 others = sorted({row.method for row in rows} - set(STYLES))
 STYLES |= {name: matplotlib.colormaps["Dark2"](i % 8) for i, name in enumerate(others)}
-both = [row for row in rows if row.values("geometry_mm") and row.values("icp_mm")]
+main_rows = [row for row in rows if "," not in row.method]
+both = [row for row in main_rows if row.values("geometry_mm") and row.values("icp_mm")]
 both_sets = list(dict.fromkeys(row.test_set for row in both))
 size = (3.4 * len(both_sets), 3.2)
 figure, axes = plt.subplots(1, len(both_sets), figsize=size, sharey=True, squeeze=False, layout="constrained")
@@ -571,7 +573,7 @@ for axis, name in zip(axes[0], both_sets):
     axis.axline((0, 0), slope=1, color="k", lw=0.8)
     axis.set(title=name, xlabel="true error, rigid RMSE, mm", xlim=(0, 10), ylim=(0, 5))
 axes[0, 0].set_ylabel("what ICP reports, mm")
-axes[0, 0].legend(fontsize=8)
+figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
 
 # %% [markdown]
 # ## 7 · Error maps
