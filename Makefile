@@ -9,7 +9,7 @@ BIN     := $(VENV)/bin
 WORKERS ?= 2
 
 # On Linux: keep memory that was freed, in huge pages. PyTorch on a CPU asks for new memory in every operation,
-# and where fresh pages are slow (virtual machines) that costs more than the arithmetic (docs/training.md).
+# and where fresh pages are slow (virtual machines) that costs a part of every step (docs/training.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
 .PHONY: run test lint unit notebooks-test nbval lab notebooks model test-sets clean help

@@ -311,7 +311,7 @@ class Corpus(Dataset):
             raise CorpusError(
                 f"The corpus in '{folder}' is not finished or of another version; call build_corpus again."
             )
-        self._mapped: dict[int, dict[str, Tensor]] = {}  # mapped anew for each item, memory is slow
+        self._mapped: dict[int, dict[str, Tensor]] = {}  # shards, once: page faults are slow
         self.layout = ParameterLayout(**self.manifest["layout"])
         self.side = self.manifest["spec"]["size"]
         for shard in self.manifest["shards"]:

@@ -538,11 +538,11 @@ image_grid(
 # quarter as much as they do between people (section 8), so most of what makes two shapes differ is left. And
 # the network has seen no photograph: hair and shadow are explained with skin, light and shape. Training on a
 # folder of photographs (`data_scripts/train_mofa.py FOLDER RUN --photos`) is what the paper does and what
-# unlabelled training is for. 1,500 steps on 798 photographs of celebrities (CelebA-HQ) from
-# here bring the errors on 60 others (Helen, AFW) down: inner landmarks from 3.9 to 3.1 % of the face's
-# diagonal, colours from 0.28 to 0.20; on renders they rise (3.1 to 4.4 mm), and so does that of the light's
-# direction under a single lamp (29° to 36°), as nobody in these photographs is lit. We do not ship that
-# network, because the photographs are for research only.
+# unlabelled training is for. 1,500 steps on 798 photographs of celebrities (CelebA-HQ) from here bring the
+# errors on 60 others (Helen, AFW) down: inner landmarks from 3.9 to 3.1 % of the face's diagonal, colours
+# from 0.28 to 0.20. On renders they rise (3.1 to 4.4 mm, `results/mofa_photographs.json`), and so does that
+# of the light's direction under a single lamp (29° to 36°), as nobody in these photographs is lit. We do not
+# ship that network, because the photographs are for research only.
 #
 # **Encoders.** The paper compares AlexNet with VGG-Face and finds the latter slightly better (landmarks 4.9
 # against 5.3 px, photometric 0.073 against 0.075). Both are here, beside the two that we trained:
