@@ -45,6 +45,15 @@ def test_pictures_in_vectors_out(kind: str) -> None:
             torch.testing.assert_close(network(torch.nn.functional.avg_pool2d(picture, 2)), said)
 
 
+def test_pictures_can_be_told_apart_through_all_of_vgg_s_layers() -> None:
+    torch.manual_seed(0)
+    features = KINDS["vgg"](5, 3).features
+    assert isinstance(features, torch.nn.Module)
+    with torch.no_grad():
+        said = features(torch.rand(3, 3, 64, 64) - 0.5)
+    assert said.std(0).mean() > 0.02 * said.mean()  # PyTorch's own random weights: 0.0001
+
+
 def test_last_layers() -> None:
     normal = last_layer(encoder("small", 350))
     assert abs(float(normal.weight.detach().std()) - 0.01) < 2e-4 and normal.bias.abs().max() == 0
