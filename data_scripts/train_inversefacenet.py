@@ -53,6 +53,7 @@ from facelab.methods.inversefacenet import (
     synthesise,
 )
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.networks import KINDS
 from facelab.photo_folders import list_pictures, sha256_of
 from facelab.photos import DlibDetector, find_face, load_photo
 from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
@@ -390,6 +391,8 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=["portrait:2000"], metavar="FOLDER")
     parser.add_argument("--start", type=Path, help="weights to start from (.safetensors with its card)")
     parser.add_argument("--steps", type=int, help="another length than the preset's")
+    parser.add_argument("--network", choices=KINDS, help="another network than the preset's")
+    parser.add_argument("--rate", type=float, help="another learning rate than the preset's")
     parser.add_argument("--folder", type=Path, default=Path("runs/inversefacenet"))
     parser.add_argument("--pictures", type=Path, default=Path("runs/inversefacenet/pictures"))
     parser.add_argument("--device", default="auto")
@@ -401,8 +404,8 @@ def main() -> None:
     preset = PRESETS[args.preset]
     if args.row == "resnet101":  # Table 1: twice the iterations
         preset = replace(preset, network="resnet101", steps=2 * preset.steps)
-    if args.steps:
-        preset = replace(preset, steps=args.steps)
+    others = {name: getattr(args, name) for name in ("steps", "network", "rate") if getattr(args, name)}
+    preset = replace(preset, **others)
     if args.only == "corpus":
         model = MorphableModel.load(None, preset.subdivisions)
         synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)

@@ -13,8 +13,8 @@ from facelab.distributions import LIMITS_DEGREES
 from facelab.errors import ModelFileError, NoFaceError, NotAnImageError
 from facelab.image_formation import render
 from facelab.methods import inversefacenet as ifn
-from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, NOISE, InverseFaceNet
-from facelab.metrics import geometry_rmse_mm, nme
+from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, NOISE, InverseFaceNet, SecondLook
+from facelab.metrics import geometry_rmse_mm, landmark_error_px, nme
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
 from facelab.photo_folders import sha256_of
@@ -277,6 +277,20 @@ def test_the_shipped_network_reconstructs(portraits: tuple[Renderer, dict[str, T
         colours.append((said.image - image)[both.expand(3, -1, -1)].square().mean().sqrt())
     assert np.mean(errors) < 0.85 * np.mean(means)
     assert np.mean(points) < 0.03 and np.mean(colours) * 255 < 34
+
+
+def test_a_second_look_undoes_wrong_landmarks(portraits: tuple[Renderer, dict[str, Tensor]]) -> None:
+    _, batch = portraits
+    once, twice = InverseFaceNet.load(subdivisions=0), SecondLook.load(subdivisions=0)
+    errors = []
+    for image, landmarks in zip(batch["image"], batch["landmarks"]):
+        wrong = landmarks.mean(0) + 1.15 * (landmarks - landmarks.mean(0)) + torch.tensor([9.0, -6.0])
+        first, second = (method.reconstruct_at(image, wrong) for method in (once, twice))
+        again = once.reconstruct_at(image, first.landmarks)
+        torch.testing.assert_close(second.mesh.vertices, again.mesh.vertices)
+        errors.append([landmark_error_px(said.landmarks, landmarks) for said in (first, second)])
+    before, after = np.mean(errors, axis=0)
+    assert after < 0.8 * before
 
 
 def test_named_errors(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
 import json
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 BANDS = json.loads((ROOT / "tests" / "notebook_bands.json").read_text())
@@ -70,7 +74,31 @@ def test_committed_outputs_are_complete_and_light(name: str) -> None:
     assert all(c.execution_count for c in code), "every cell was executed"
     outputs = [o for c in code for o in c.outputs]
     assert not any(o.output_type == "error" for o in outputs)
-    assert any("image/png" in o.get("data", {}) for o in outputs), "at least one figure survives on GitHub"
+    figures = {"image/png", "image/jpeg"}
+    assert any(figures & set(o.get("data", {})) for o in outputs), "at least one figure survives on GitHub"
+
+
+def test_photographs_get_light_and_line_art_stays_sharp() -> None:
+    x = np.linspace(0, 1, 200)
+    photo = 255 * np.stack([np.sin(9 * x[:, None] * x) ** 2, x[:, None] * x, x[:, None] * (1 - x)], -1)
+    photo += np.random.default_rng(0).normal(0, 2, photo.shape)
+    art = np.full((200, 200, 3), 255.0)
+    art[100] = 0
+    cells = [nbformat.v4.new_code_cell("", outputs=[figure(pixels)]) for pixels in (photo, art)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    before = [cell.outputs[0].data["image/png"] for cell in cells]
+    build.shrink(notebook)
+    assert set(cells[1].outputs[0].data) == {"image/png"} and set(cells[0].outputs[0].data) == {"image/jpeg"}
+    jpeg = cells[0].outputs[0].data["image/jpeg"]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg))), dtype=float)
+    assert len(jpeg) < 0.5 * len(before[0]) and np.abs(shown - photo.clip(0, 255)).mean() < 3
+
+
+def figure(pixels: np.ndarray) -> nbformat.NotebookNode:
+    file = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "PNG")
+    data = {"image/png": base64.b64encode(file.getvalue()).decode()}
+    return nbformat.v4.new_output("display_data", data)
 
 
 def test_there_are_notebooks_and_each_has_a_parameters_cell() -> None:
