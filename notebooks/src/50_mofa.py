@@ -29,6 +29,7 @@ from facelab.distributions import DISTRIBUTIONS
 from facelab.geometry import euler_to_matrix
 from facelab.illumination import SphericalHarmonicsLight
 from facelab.image_formation import render, shade_vertices
+from facelab.measures import face_vertices, picture_mask
 from facelab.methods.mofa import (
     AMBIENT_OFFSET,
     LANDMARKS,
@@ -58,11 +59,12 @@ OUT_DIR = "../runs/50_mofa"
 # %%
 PRESETS = {
     "tiny": {"network": "small", "side": 60, "batches": 16, "steps": 112, "wrong_steps": 32,
-             "autoencoder_steps": 16, "decoder_steps": 32, "test": 3, "optimizer": "Adam"},
+             "autoencoder_steps": 16, "decoder_steps": 32, "test": 3, "colours": 3, "optimizer": "Adam"},
     "quick": {"network": "small", "side": 60, "batches": 30, "steps": 200, "wrong_steps": 60,
-              "autoencoder_steps": 250, "decoder_steps": 500, "test": 6, "optimizer": "Adam"},
+              "autoencoder_steps": 250, "decoder_steps": 500, "test": 6, "colours": 60, "optimizer": "Adam"},
     "full": {"network": "alexnet", "side": 240, "batches": 6250, "steps": 200_000, "wrong_steps": 2000,
-             "autoencoder_steps": 50_000, "decoder_steps": 50_000, "test": 200, "optimizer": "AdaDelta"},
+             "autoencoder_steps": 50_000, "decoder_steps": 50_000, "test": 200, "colours": 200,
+             "optimizer": "AdaDelta"},
 }  # fmt: skip
 if PRESET not in PRESETS:
     raise ValueError(f"PRESET is {PRESET!r}; choose one of {', '.join(PRESETS)}.")
@@ -560,9 +562,33 @@ for kind, count in counts.items():
 numbers["small_million_weights"] = counts["small"] / 1e6
 
 # %% [markdown]
-# Training the large ones with the paper's settings takes a GPU (`--preset full --kind vgg`), so their
-# accuracy is not measured here. (At our 120 px a step of AlexNet takes one and a half times as long as one
-# of ours, `benchmarks/training.py`; but we have no pretrained AlexNet to start from.)
+# The paper's encoders had seen a million pictures before, and were then trained for hours on a GPU. What can
+# be compared on a CPU is how they start: all three from random weights, on the same pictures in the same
+# order, at 120 px, with the surrogate loss (`--preset shipped --kind ... --steps 1000`; the two without
+# batch normalisation need a tenth of the learning rate).
+
+# %%
+encoders = json.loads(Path("../results/mofa_encoders.json").read_text())
+figure, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
+for kind, training in encoders["encoders"].items():
+    for axis, name in zip(axes, ("geometry_mm", "photometric", "landmarks_px")):
+        axis.plot([p["pictures"] / 1000 for p in training["curve"]],
+                  [p[name] for p in training["curve"]], ".-", label=kind)  # fmt: skip
+        axis.set(title=name, xlabel="thousand pictures seen", ylim=(0, None))
+axes[0].legend(fontsize=8)
+for kind, training in encoders["encoders"].items():
+    end = training["curve"][-1]
+    print(f"{kind:10}{end['geometry_mm']:6.1f} mm{end['photometric']:7.3f}{end['landmarks_px']:6.1f} px"
+          f"{end['pose_degrees']:6.1f}°{training['cpu_seconds'] / 60:7.0f} minutes of a core")  # fmt: skip
+    numbers[f"encoder_{kind}_mm"] = end["geometry_mm"]
+
+# %% [markdown]
+# Picture by picture VGG-16 is ahead of AlexNet, as in the paper, and a step of it takes more than four times
+# as long. Neither has found the pose after 32,000 pictures (11° and 12° are left; the average face is 20°
+# off); ours, a fourteenth of AlexNet's size, has. We think that it is batch normalisation; it has not been
+# taken out to see. The paper's encoders had learned to see before. (VGG-16 starts from He et al.'s random
+# weights: with PyTorch's own, two pictures differ by a ten-thousandth when they have passed its thirteen
+# convolutions, and nothing is learned.)
 #
 # ## 6 · Table 1 and the scoreboard
 #
@@ -573,8 +599,8 @@ numbers["small_million_weights"] = counts["small"] / 1e6
 # `results/`.
 
 # %%
-wanted = ("MoFA", "MoFA, landmarks dropped", "MoFA without surrogate", "MoFA, photographs", "full fitting",
-          "average face")  # fmt: skip
+wanted = ("MoFA", "MoFA, landmarks dropped", "MoFA without surrogate", "MoFA, photographs", "MoFA, as short",
+          "MoFA, VGG", "MoFA, AlexNet", "full fitting", "average face")  # fmt: skip
 columns = {"geometry_posed_mm": "geometry", "geometry_scaled_mm": "shape only",
            "colour_distance": "photometric", "landmarks_px": "landmarks", "pose_degrees": "pose"}  # fmt: skip
 head = "".join(f"{c:>12}" for c in columns.values())
@@ -593,13 +619,50 @@ print("paper, Table 1 (FaceWarehouse): without surrogate 1.9 mm, 0.065, 5.0 px; 
 print("Garrido et al. (fitting) 1.4 mm, 0.052, 2.6 px; 4 ms a picture against a minute.")
 
 # %% [markdown]
+# **Which colours, which millimetres?** The scoreboard compares all pixels of the true face, and where a
+# reconstruction leaves some bare, they count as black (which costs less on dark skin). The paper compares at
+# the vertices of its own estimate (Eq. 8). And a wrong pose counts as geometry. Both taken apart:
+
+# %%
+measured_on: dict[str, list[float]] = {}
+for record in load_test_set("in_model", limit=P["colours"]):
+    said, mask = method.reconstruct(record.image), picture_mask(record)
+    assert said.image is not None and said.mask is not None and mask is not None
+    colours = (said.image - record.image).norm(dim=0, keepdim=True)
+    small = F.interpolate(record.image[None], (method.side, method.side), mode="bilinear", antialias=True)
+    at_vertices = loss_terms(method.decoder, method.regress(small), small)["photo"]
+    face, turned, truth = face_vertices(record.mesh), said.camera.rotation, record.camera.rotation
+    v, w = said.mesh.vertices, record.mesh.vertices
+    for name, value in {
+        "colours, all pixels": colours[mask].mean(),
+        "colours, without bare pixels": colours[mask & said.mask].mean(),
+        "colours, at the estimate's vertices": at_vertices,
+        "bare pixels, %": 100 * (mask & ~said.mask).sum() / mask.sum(),
+        "mm": metrics.posed_distance_mm(v @ turned.T, w @ truth.T, face),
+        "mm with the true rotation": metrics.posed_distance_mm(v @ truth.T, w @ truth.T, face),
+        "mm with the true shape": metrics.posed_distance_mm(w @ turned.T, w @ truth.T, face),
+    }.items():
+        measured_on.setdefault(name, []).append(float(value))
+apart = {name: sum(values) / len(values) for name, values in measured_on.items()}
+for name, value in apart.items():
+    print(f"{name:38}{value:8.3f}")
+numbers |= {"colour_own": apart["colours, at the estimate's vertices"],
+            "colour_covered": apart["colours, without bare pixels"],
+            "colour_all": apart["colours, all pixels"],
+            "mm_true_rotation": apart["mm with the true rotation"],
+            "mm_true_shape": apart["mm with the true shape"]}  # fmt: skip
+
+# %% [markdown]
 # On faces of its own kind the network places and lights a head well, in the time of one pass: better than an
 # average face that a landmark detector has put into place, by 39 % of the millimetres, and in the landmarks
-# within the 3 px that we had aimed for. It misses our 2.5 mm and 0.05 (2.8 and 0.060), and it is far from
-# fitting, which looks at every picture again. On other people's heads (`outside`) it gains 8 % of the
-# millimetres on the average face, hardly anything in shape. On photographs in the wild its
-# landmarks are behind the average face with detected landmarks (3.9 against 2.5 % of the diagonal), its
-# colours ahead; training on photographs brings 3.1 %.
+# within the 3 px that we had aimed for. Of our aims of 2.5 mm and 0.05 it misses the first (2.8 mm); the
+# second it meets as the paper measures it (0.045) and misses as the scoreboard does (0.060). Half of the
+# millimetres are pose: with the true rotation 2.2 are left, with the true shape 1.8. It is far from fitting,
+# which looks at every picture again, and going on brings little: after 64,000 more pictures ("longer" above)
+# the held-out renders' 3.12 mm are 3.09. On other people's heads (`outside`) it gains 8 % of the millimetres
+# on the average face, hardly anything in shape. On photographs in the wild its landmarks are behind the
+# average face with detected landmarks (3.9 against 2.5 % of the diagonal), its colours ahead; training on
+# photographs brings 3.1 %.
 #
 # ## 7 · Two comparisons
 #
