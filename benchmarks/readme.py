@@ -20,7 +20,8 @@ COLUMNS = (  # measure, heading, decimals
 )
 METHODS = (  # in the order of the table
     "average face", "landmark fitting", "full fitting", "MoFA", "MoFA without surrogate", "inversefacenet",
-    "inversefacenet, breeding", "inversefacenet, model space", "inversefacenet, plain",
+    "inversefacenet, second look", "inversefacenet, breeding", "inversefacenet, model space",
+    "inversefacenet, plain",
 )  # fmt: skip
 
 

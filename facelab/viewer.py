@@ -35,7 +35,7 @@ class Plot(Figure):
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
-        self.savefig(file, format="png", dpi=150)
+        self.savefig(file, format="png", dpi=120)
         return file.getvalue()
 
 

@@ -19,6 +19,7 @@ import hashlib
 import io
 import time
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
@@ -29,7 +30,7 @@ NOTEBOOKS = Path(__file__).resolve().parent
 SOURCES = NOTEBOOKS / "src"
 EXERCISES = NOTEBOOKS / "exercises"
 MARKER = "# SOLUTION"
-QUALITY = 88  # of JPEG, which stands in for a PNG of more than twice its size: photographs, not curves
+QUALITY = 88  # of JPEG
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
@@ -86,19 +87,27 @@ def execute(notebook: nbformat.NotebookNode) -> None:
 
 
 def shrink(notebook: nbformat.NotebookNode) -> None:
-    """Photographs and renders among the outputs as JPEG, a fifth of the size; line art stays PNG."""
+    """Figures whose JPEG is less than half the PNG, photographs and renders, become JPEG; the others, line
+    art, stay PNG with a palette of 256 colours."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if png := output.get("data", {}).get("image/png"):
                 picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")
                 opaque = Image.new("RGB", picture.size, "white")
                 opaque.paste(picture, mask=picture.getchannel("A"))
-                small = io.BytesIO()
-                opaque.save(small, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
-                jpeg = base64.b64encode(small.getvalue()).decode()
+                jpeg = encoded(opaque, "JPEG", quality=QUALITY, subsampling=0)
                 if 2 * len(jpeg) < len(png):
                     del output.data["image/png"]
                     output.data["image/jpeg"] = jpeg
+                else:
+                    output.data["image/png"] = encoded(opaque.quantize(256), "PNG")
+
+
+def encoded(picture: Image.Image, kind: str, **options: Any) -> str:
+    """The bytes of an image file in base 64."""
+    file = io.BytesIO()
+    picture.save(file, kind, optimize=True, **options)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def main() -> None:

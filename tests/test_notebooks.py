@@ -74,6 +74,7 @@ def test_committed_outputs_are_complete_and_light(name: str) -> None:
     assert all(c.execution_count for c in code), "every cell was executed"
     outputs = [o for c in code for o in c.outputs]
     assert not any(o.output_type == "error" for o in outputs)
+    assert not any(" at 0x" in o.get("data", {}).get("text/plain", "") for o in outputs), "plt.show()"
     figures = {"image/png", "image/jpeg"}
     assert any(figures & set(o.get("data", {})) for o in outputs), "at least one figure survives on GitHub"
 

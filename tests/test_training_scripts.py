@@ -110,6 +110,16 @@ def test_inversefacenet_goes_on_from_a_row_for_other_steps(tmp_path: Path) -> No
     assert 0 < change < 0.2  # of random weights it would be 1.4
 
 
+@pytest.mark.usefixtures("small_inversefacenet")
+def test_inversefacenet_with_another_network_and_rate(tmp_path: Path) -> None:
+    places = ("--folder", tmp_path, "--pictures", tmp_path / "pictures", "--device", "cpu", "--steps", 5)
+    run(train_inversefacenet, "--row", "plain", "--network", "resnet18", "--rate", 1e-4, *places)
+    card = json.loads((tmp_path / "plain.json").read_text())
+    assert card["network"] == card["preset"]["network"] == "resnet18" and card["preset"]["rate"] == 1e-4
+    said = InverseFaceNet.load(tmp_path / "plain.safetensors", subdivisions=0)
+    assert "layer4.1.conv2.weight" in dict(said.network.network.named_parameters())
+
+
 # After six steps nobody has a face of his own, and the script says so.
 collapsed = pytest.mark.filterwarnings("ignore:.*_spread is:UserWarning")
 

@@ -46,7 +46,7 @@ from facelab.viewer import (
     turntable,
 )
 
-plt.rcParams.update({"figure.dpi": 80})
+plt.rcParams.update({"figure.dpi": 120})
 
 # %% tags=["parameters"]
 PRESET = "quick"

@@ -35,7 +35,7 @@ from facelab.subdivision import catmull_clark, triangulate
 from facelab.viewer import ParameterSliders, fit_camera, geometry_image, heat_map, image_grid
 
 torch.set_num_threads(1)
-plt.rcParams.update({"figure.dpi": 72, "axes.titlesize": 10})
+plt.rcParams.update({"figure.dpi": 120, "axes.titlesize": 10})
 
 # %% tags=["parameters"]
 PRESET = "quick"
@@ -251,7 +251,7 @@ profile = shipped.triangles[shipped.landmark_triangles[[27, 30, 8, 36, 45, 48, 5
 for axis, shapes, title in ((axes[0], scans, "as scanned"), (axes[1], aligned, "aligned")):
     for k, vertex in enumerate(profile):
         axis.plot(*shapes[:200, vertex, :2].T.cpu(), ".", ms=2, color=f"C{k}")
-    axis.set(title=f"seven landmarks of 200 people, {title}", xlabel="x, mm", aspect="equal")
+    axis.set(title=f"200 people, {title}", xlabel="x, mm", aspect="equal")
 axes[0].set_ylabel("y, mm")
 plt.tight_layout()
 

@@ -34,7 +34,7 @@ from facelab.rasterizer import antialias, interpolate, rasterize
 from facelab.viewer import ParameterSliders
 
 torch.set_num_threads(1)
-plt.rcParams.update({"figure.dpi": 80, "image.interpolation": "nearest", "axes.titlesize": 10})
+plt.rcParams.update({"figure.dpi": 120, "image.interpolation": "nearest", "axes.titlesize": 10})
 
 # %% tags=["parameters"]
 PRESET = "quick"

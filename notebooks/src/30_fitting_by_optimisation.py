@@ -52,7 +52,7 @@ from facelab.photos import crop_face, find_face
 from facelab.viewer import ParameterSliders, geometry_image, heat_map, image_grid
 
 torch.set_num_threads(1)
-plt.rcParams.update({"figure.dpi": 80, "axes.titlesize": 10})
+plt.rcParams.update({"figure.dpi": 120, "axes.titlesize": 10})
 
 # %% tags=["parameters"]
 PRESET = "quick"

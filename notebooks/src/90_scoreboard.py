@@ -52,7 +52,7 @@ from facelab.viewer import fit_camera, geometry_image, image_grid
 
 torch.set_num_threads(1)
 plt.rcParams.update(
-    {"figure.dpi": 75, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
+    {"figure.dpi": 120, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
 )
 
 # %% tags=["parameters"]
@@ -574,6 +574,7 @@ for axis, name in zip(axes[0], both_sets):
     axis.set(title=name, xlabel="true error, rigid RMSE, mm", xlim=(0, 10), ylim=(0, 5))
 axes[0, 0].set_ylabel("what ICP reports, mm")
 figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+plt.show()
 
 # %% [markdown]
 # ## 7 · Error maps
@@ -600,6 +601,7 @@ for line, record in zip(axes, shown):
     for axis in line:
         axis.axis("off")
 figure.colorbar(scale, ax=axes, label="mm", shrink=0.6)
+plt.show()
 
 # %% [markdown]
 # ## 8 · For whom does it work?
@@ -655,6 +657,7 @@ for axis, kind in zip(axes[0], kinds):
     axis.set(xticks=range(len(groups)), xticklabels=groups, title=f"{grouped[0].test_set}, by {kind}")
     axis.set(ylabel="rigid RMSE, mm", ylim=(0, None))
 figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+plt.show()
 
 # %% [markdown]
 # ### Exercise 3 (medium, 15 minutes): is the difference real?
