@@ -402,10 +402,12 @@ def main() -> None:
     parser.add_argument("--only", choices=["corpus", "targets"], help="make these pictures and stop")
     args = parser.parse_args()
     preset = PRESETS[args.preset]
+    if args.row == "resnet101" and args.network:
+        parser.error("the row resnet101 names its network; leave --network out, or take the row model_space.")
     if args.row == "resnet101":  # Table 1: twice the iterations
         preset = replace(preset, network="resnet101", steps=2 * preset.steps)
-    others = {name: getattr(args, name) for name in ("steps", "network", "rate") if getattr(args, name)}
-    preset = replace(preset, **others)
+    others = {name: getattr(args, name) for name in ("steps", "network", "rate")}
+    preset = replace(preset, **{name: value for name, value in others.items() if value is not None})
     if args.only == "corpus":
         model = MorphableModel.load(None, preset.subdivisions)
         synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)

@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--preset", default="quick", choices=PRESETS)
     parser.add_argument("--no-surrogate", action="store_true")
     parser.add_argument("--photos", action="store_true", help="CORPUS is a folder of photographs")
-    parser.add_argument("--kind", help="encoder: small, alexnet, vgg (default: the preset's)")
+    parser.add_argument("--kind", help="encoder: small, medium, alexnet, vgg (default: the preset's)")
     parser.add_argument("--pretrained", help="see facelab.networks.encoder")
     parser.add_argument("--start", type=Path, help="a checkpoint (.safetensors) to go on from")
     parser.add_argument("--rate", type=float, help="learning rate; that of z keeps its ratio to it")

@@ -90,9 +90,14 @@ def test_photographs_get_light_and_line_art_stays_sharp() -> None:
     before = [cell.outputs[0].data["image/png"] for cell in cells]
     build.shrink(notebook)
     assert set(cells[1].outputs[0].data) == {"image/png"} and set(cells[0].outputs[0].data) == {"image/jpeg"}
-    jpeg = cells[0].outputs[0].data["image/jpeg"]
-    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg))), dtype=float)
+    jpeg, png = cells[0].outputs[0].data["image/jpeg"], cells[1].outputs[0].data["image/png"]
+    shown, lines = (np.asarray(picture(data), dtype=float) for data in (jpeg, png))
     assert len(jpeg) < 0.5 * len(before[0]) and np.abs(shown - photo.clip(0, 255)).mean() < 3
+    assert (lines == art).all()
+
+
+def picture(data: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
 
 
 def figure(pixels: np.ndarray) -> nbformat.NotebookNode:

@@ -118,6 +118,8 @@ def test_inversefacenet_with_another_network_and_rate(tmp_path: Path) -> None:
     assert card["network"] == card["preset"]["network"] == "resnet18" and card["preset"]["rate"] == 1e-4
     said = InverseFaceNet.load(tmp_path / "plain.safetensors", subdivisions=0)
     assert "layer4.1.conv2.weight" in dict(said.network.network.named_parameters())
+    with pytest.raises(SystemExit):
+        run(train_inversefacenet, "--row", "resnet101", "--network", "small", *places)
 
 
 # After six steps nobody has a face of his own, and the script says so.

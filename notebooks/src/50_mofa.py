@@ -589,7 +589,7 @@ for kind, training in encoders["encoders"].items():
 # taken out to see. (VGG-16 starts from He et al.'s random weights: with PyTorch's own, two pictures differ
 # by a ten-thousandth when they have passed its thirteen convolutions, and nothing is learned.) Having seen
 # before counts for more than the kind: AlexNet with the features of notebook 40's row "AlexNet", which are
-# supervised, gets to 7° and two thirds of the millimetres in the same time.
+# supervised, gets to 7° and two thirds of the millimetres with as many pictures.
 #
 # ## 6 · Table 1 and the scoreboard
 #
@@ -658,9 +658,10 @@ numbers |= {"colour_own": apart["colours, at the estimate's vertices"],
 # On faces of its own kind the network places and lights a head well, in the time of one pass: better than an
 # average face that a landmark detector has put into place, by 39 % of the millimetres, and in the landmarks
 # within the 3 px that we had aimed for. Of our aims of 2.5 mm and 0.05 it misses the first (2.8 mm); the
-# second it meets as the paper measures it (0.045) and misses as the scoreboard does (0.060). Half of the
-# millimetres are pose: with the true rotation 2.2 are left, with the true shape 1.8. It is far from fitting,
-# which looks at every picture again, and going on brings little: after 64,000 more pictures ("longer" above)
+# second it meets as the paper measures it (0.045) and misses as the scoreboard does (0.060). Pose and shape
+# share the millimetres: with the true rotation 2.2 are left, with the true shape 1.8. It is far from fitting,
+# which looks at every picture again (for 278 times as long in one run, `benchmarks/inference.py`; the rows
+# above were timed in different hours). Going on brings little: after 64,000 more pictures ("longer" above)
 # the held-out renders' 3.12 mm are 3.09. On other people's heads (`outside`) it gains 8 % of the millimetres
 # on the average face, hardly anything in shape. On photographs in the wild its landmarks are behind the
 # average face with detected landmarks (3.9 against 2.5 % of the diagonal), its colours ahead; training on
