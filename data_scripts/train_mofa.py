@@ -37,13 +37,13 @@ from facelab.photos import DlibDetector
 from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # kind, side, pictures, batch, steps, optimiser, rate, rate of z, w_reg at first and at last, w_beta
+    # kind, side, border, pictures, batch, steps, optimiser, rate, z rate, w_reg at first and at last, w_beta
     "tiny": dict(kind="small", side=120, pictures=1024, batch=16, steps=40, adam=True, rate=1e-3, z_rate=5e-3,
                  reg=(1e-3, 1e-3), reflectance=0.1),
     "quick": dict(kind="small", side=120, pictures=40_960, batch=32, steps=5750, adam=True, rate=1e-3,
                   z_rate=5e-3, reg=(1e-3, 1e-3), reflectance=0.1),
-    "shipped": dict(kind="medium", side=120, pictures=65_536, batch=32, steps=11_000, adam=True, rate=1e-3,
-                    z_rate=5e-3, reg=(1e-3, 1e-3), reflectance=0.1, precision="bf16-mixed"),
+    "shipped": dict(kind="medium", side=160, border=1 / 8, pictures=57_344, batch=32, steps=11_000, adam=True,
+                    rate=1e-3, z_rate=5e-3, reg=(1e-3, 1e-3), reflectance=0.1, precision="bf16-mixed"),
     "full": dict(kind="alexnet", side=240, pictures=100_000, batch=5, steps=200_000, adam=False, rate=0.1,
                  z_rate=0.0005, reg=(2.9e-5, 2.9e-5), reflectance=1.7e-3),
 }  # fmt: skip
@@ -162,7 +162,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     gentle = arguments.no_surrogate and preset["adam"] and not arguments.start  # who has started can see
     units = UNAIDED_UNITS if gentle else UNITS
-    encoder = Encoder(make_network(kind, arguments.pretrained), units)
+    encoder = Encoder(make_network(kind, arguments.pretrained), units, preset.get("border", 0.0))
     if arguments.start:
         encoder.load_state_dict(load_checkpoint(arguments.start)[0])
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
@@ -223,7 +223,7 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
-    card = card_of(kind, side, units) | {
+    card = card_of(kind, side, units, encoder.border) | {
         "preset": arguments.preset, "seed": arguments.seed, "surrogate": not arguments.no_surrogate,
         "pictures": "photographs" if arguments.photos else "synthetic",
         "start": arguments.start and arguments.start.name,

@@ -53,7 +53,7 @@ def small_inversefacenet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_inversefacenet_is_bred_and_a_kill_changes_nothing(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("--row", "widened", "--targets", photographs, "portrait:16", "--device", "cpu")
+    arguments = ("--row", "crossed", "--targets", photographs, "portrait:16", "--device", "cpu")
     places = {name: ("--folder", tmp_path / name, "--pictures", tmp_path / "pictures") for name in "ab"}
     with pytest.warns(UserWarning, match=r"Left out: .*broken\.jpg"):
         run(train_inversefacenet, *arguments, *places["a"])
@@ -68,7 +68,7 @@ def test_inversefacenet_is_bred_and_a_kill_changes_nothing(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train_inversefacenet, "parameter_loss", killed)
         run(train_inversefacenet, *arguments, *places["b"])
-    assert not (tmp_path / "b" / "widened.safetensors").exists()
+    assert not (tmp_path / "b" / "crossed.safetensors").exists()
     after = []
 
     def counted(*values: torch.Tensor) -> torch.Tensor:
@@ -80,14 +80,16 @@ def test_inversefacenet_is_bred_and_a_kill_changes_nothing(
         run(train_inversefacenet, *arguments, *places["b"])
     assert len(after) == 4  # it went on from step 6, the last that was saved
 
-    one, two = (load_file(tmp_path / name / "widened.safetensors") for name in "ab")
+    one, two = (load_file(tmp_path / name / "crossed.safetensors") for name in "ab")
     assert all(torch.equal(one[name], two[name]) for name in one)
     targets = load_file(tmp_path / "pictures" / "targets.safetensors")["images"]
     assert 2 < len(targets) <= 18  # the photographs with a face; dlib misses some renders
-    card = json.loads((tmp_path / "a" / "widened.json").read_text())
+    card = json.loads((tmp_path / "a" / "crossed.json").read_text())
     assert card["presentations"] == 40 and set(card["breeding"]) == {"initial corpus", "step 1", "step 2"}
+    assert card["by_heart_mm"].keys() == {"one parent", "many parents"}
+    assert all(1 < millimetres < 30 for millimetres in card["by_heart_mm"].values())
     assert "non-commercial" in card["landmarks"]
-    said = InverseFaceNet.load(tmp_path / "a" / "widened.safetensors").reconstruct(
+    said = InverseFaceNet.load(tmp_path / "a" / "crossed.safetensors").reconstruct(
         load_photo(photographs / "a.png")
     )
     assert bool(torch.isfinite(said.mesh.vertices).all())

@@ -43,6 +43,7 @@ OMEGA = {"rotation": 400.0, "shape": 50.0, "expression": 50.0, "reflectance": 10
 OMEGA_FRAME = 2000.0  # 1 % of the picture weighs as much as 3 degrees
 # Sec. 7, standard deviations in the paper's units; degrees for the rotation, which is uniform
 NOISE = {"rotation": 5.0, "shape": 0.05, "expression": 0.1, "reflectance": 0.2, "light": 0.02}
+POPULATION = ("shape", "reflectance")  # whose components are independent, with variance 1, among people
 INNER_LIPS = (61, 62, 63, 65, 66, 67)  # 66 landmarks: without the inner corners 60 and 64
 
 
@@ -217,7 +218,7 @@ def clamp_parameters(model: MorphableModel, theta: Tensor) -> Tensor:
     limit = 1.5 * theta.new_tensor(LIMITS_DEGREES).deg2rad()
     parts["rotation"] = parts["rotation"].clamp(-limit, limit)
     parts["shape"], parts["reflectance"] = parts["shape"].clamp(-4, 4), parts["reflectance"].clamp(-4, 4)
-    bias = torch.zeros_like(parts["expression"][..., :])
+    bias = torch.zeros_like(parts["expression"])
     bias[..., 0] = 4.8
     parts["expression"] = (parts["expression"] - bias).clamp(-12, 12) + bias
     light = parts["light"].unflatten(-1, (9, 3))
@@ -227,7 +228,12 @@ def clamp_parameters(model: MorphableModel, theta: Tensor) -> Tensor:
 
 
 def breed(
-    model: MorphableModel, theta: Tensor, generator: torch.Generator, copies: int = 2, widen: bool = False
+    model: MorphableModel,
+    theta: Tensor,
+    generator: torch.Generator,
+    copies: int = 2,
+    widen: bool = False,
+    cross: bool = False,
 ) -> Tensor:
     """Step 2 of Algorithm 1: `copies` perturbed vectors of each (B, layout.size) -> (copies * B, ...).
 
@@ -235,8 +241,13 @@ def breed(
     `widen` (ours): a network that is unsure says the mean, so its estimates vary less than people do, and a
     corpus bred of them less and less. Shape and reflectance of a population have variance 1 in the model's
     units: what the estimates' variance lacks is added as noise.
+    `cross` (ours): few targets a network learns by heart, a person's shape by the light and the pose in which
+    that person stood. So children have many parents: pose, light and expression come from one target each,
+    and every component of shape and reflectance from another.
     """
     parts = DISTRIBUTION.layout(model).split(theta.repeat(copies, 1))
+    if cross:
+        parts = {name: _shuffled(part, generator, name in POPULATION) for name, part in parts.items()}
     bred = {}
     for name, part in parts.items():
         if name == "rotation":
@@ -244,10 +255,16 @@ def breed(
             bred[name] = part + math.radians(NOISE[name]) * drawn.to(part)
             continue
         size = torch.full_like(part[0], NOISE[name])
-        if widen and name in ("shape", "reflectance"):
+        if widen and name in POPULATION:
             size = (1 - part.var(0, correction=0)).clamp(min=NOISE[name] ** 2).sqrt()
         bred[name] = part + size * torch.randn(part.shape, generator=generator).to(part)
     return clamp_parameters(model, DISTRIBUTION.layout(model).join(bred))
+
+
+def _shuffled(part: Tensor, generator: torch.Generator, alone: bool) -> Tensor:
+    """Rows (N, C) in another order; `alone`: every column in an order of its own."""
+    drawn = torch.rand(part.shape if alone else (len(part), 1), generator=generator)
+    return part.gather(0, drawn.argsort(0).expand_as(part).to(part.device))
 
 
 # --- the method ---------------------------------------------------------------------------------------------

@@ -232,10 +232,14 @@ class Encoder(nn.Module):
 
     The last layer is replaced by one of zeros, "which guarantees that the initial prediction is the average
     face placed in the middle of the screen and lit by ambient light" (Section 7).
+
+    `border`: the share of the picture on each side that the network does not see, for a face with more
+    pixels at the same cost. The loss still looks at the whole picture.
     """
 
-    def __init__(self, network: nn.Module, units: Mapping[str, float] = UNITS) -> None:
+    def __init__(self, network: nn.Module, units: Mapping[str, float] = UNITS, border: float = 0.0) -> None:
         super().__init__()
+        self.border = border
         layer = last_layer(network)
         path = next(name for name, module in network.named_modules() if module is layer)
         parent, _, child = path.rpartition(".")
@@ -250,7 +254,9 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) sRGB in [0, 1] -> (B, 257)."""
-        return self.units * self.network(images)
+        size = images.shape[-1]
+        seen = slice(round(self.border * size), size - round(self.border * size))
+        return self.units * self.network(images[..., seen, seen])
 
     def parameter_groups(self, rate: float, z_rate: float) -> list[dict[str, object]]:
         """For an optimiser: everything at `rate`, the z-translation's at `z_rate` (paper: 0.1, 0.0005)."""
@@ -276,10 +282,10 @@ def face_square(image: Tensor, detector: LandmarkDetector | None = None, size: i
     return crop_face(image, corners.repeat(34, 1), size, 1 / BOX_SHARE, up=0.0)  # only their extent counts
 
 
-def card_of(kind: str, side: int, units: Mapping[str, float] = UNITS) -> dict[str, Any]:
+def card_of(kind: str, side: int, units: Mapping[str, float] = UNITS, border: float = 0.0) -> dict[str, Any]:
     """What a checkpoint's card must say for `MoFA.load`."""
-    model = sha256_of(DEFAULT_MODEL)
-    return {"method": "MoFA", "kind": kind, "side": side, "units": dict(units), "face_model": model}
+    settings = {"kind": kind, "side": side, "units": dict(units), "border": border}
+    return {"method": "MoFA", **settings, "face_model": sha256_of(DEFAULT_MODEL)}
 
 
 class MoFA:
@@ -317,7 +323,7 @@ class MoFA:
                 "faces; train again with data_scripts/train_mofa.py."
             )
         try:
-            encoder = Encoder(make_network(card["kind"]), card["units"])
+            encoder = Encoder(make_network(card["kind"]), card["units"], card.get("border", 0.0))
             encoder.load_state_dict(weights)
         except (KeyError, TypeError, RuntimeError, ParameterError) as error:
             raise ModelFileError(f"The checkpoint '{path}' is not one of MoFA ({error}).") from error
