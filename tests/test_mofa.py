@@ -231,6 +231,21 @@ def test_z_translation_learns_at_its_own_rate() -> None:
     torch.testing.assert_close(network(torch.rand(1, 3, 120, 120))[0], expected)
 
 
+def test_an_encoder_may_see_only_the_middle() -> None:
+    """What is in the border says nothing, what is inside does, and a checkpoint's card remembers."""
+    network = Encoder(make_network("small"), border=0.125).eval()
+    nn.init.normal_(network.final.weight, std=0.01, generator=torch.Generator().manual_seed(0))
+    images = (
+        torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(1)).expand(3, -1, -1, -1).clone()
+    )
+    images[1, :, :20] = images[1, :, :, 140:] = 0
+    images[2, :, 20] = 0
+    with torch.no_grad():
+        one, two, three = network(images)
+        assert torch.equal(one, two) and not torch.equal(one, three)
+        torch.testing.assert_close(network.network(images[:1, :, 20:140, 20:140])[0] * network.units, one)
+
+
 def test_networks_with_other_outputs_are_refused() -> None:
     with pytest.raises(ParameterError, match="257"):
         Encoder(nn.Sequential(nn.Flatten(), nn.Linear(12, 100)))
@@ -354,10 +369,10 @@ def test_bad_pictures_have_names() -> None:
 def test_checkpoints_round_trip_and_changed_ones_are_refused(tmp_path: Path) -> None:
     from facelab.methods.mofa import card_of
 
-    network = Encoder(make_network("small"))
+    network = Encoder(make_network("small"), border=0.1)
     nn.init.normal_(network.final.weight, std=0.01, generator=torch.Generator().manual_seed(0))
     path = tmp_path / "mofa.safetensors"
-    save_checkpoint(path, network, card_of("small", 120))
+    save_checkpoint(path, network, card_of("small", 120, border=0.1))
     image = torch.rand(1, 3, 240, 240, generator=torch.Generator().manual_seed(1))
     again = MoFA.load(path, framed=True)
     torch.testing.assert_close(
@@ -383,7 +398,7 @@ def test_checkpoints_round_trip_and_changed_ones_are_refused(tmp_path: Path) -> 
 def test_the_shipped_encoder_knows_faces_that_it_has_not_seen(decoder: Decoder) -> None:
     """Its notebook quotes 3.1 mm, 0.048 and 2.0 px on such pictures; the average face has 13, 0.19, 20."""
     method = MoFA.load(framed=True)
-    unseen = [Renderer(CorpusSpec("portrait", seed=4321, size=120, subdivisions=0)).batch(0)]
+    unseen = [Renderer(CorpusSpec("portrait", seed=4321, size=method.side, subdivisions=0)).batch(0)]
     errors = evaluate(decoder, method.encoder, unseen)
     assert errors["geometry_mm"] < 4 and errors["photometric"] < 0.065 and errors["landmarks_px"] < 3
     assert complaints(warning_signs(decoder, method.regress(unseen[0]["image"]))) == []
