@@ -390,8 +390,8 @@ def by_heart(
         theta = breed(model, seen, drawn, 1, args.row != "breeding", cross)
         said = estimates(network, model, rendered(model, theta, drawn, preset.side)["images"])
         parts = [DISTRIBUTION.coefficients(model, numbers.to(model.mean)) for numbers in (said, theta)]
-        shapes = [model.vertices(part["identity"], part["expression"]) for part in parts]
-        errors[name] = round(float(metrics.geometry_rmse_mm(*shapes).mean()), 3)
+        shape, truth = (model.vertices(part["identity"], part["expression"]) for part in parts)
+        errors[name] = round(float(metrics.geometry_rmse_mm(shape, truth).mean()), 3)
     return errors
 
 
