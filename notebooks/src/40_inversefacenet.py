@@ -789,12 +789,12 @@ for name, values in speed["milliseconds per picture"].items():
 #   component: 0.23 of its variance on them, 0.97 on new ones). With 100,000 new faces profit, and the loss is
 #   still falling at the end.
 # - *A photograph* like the one above gets its pose and skin, a bluish light from the side that is not there,
-#   and loses its smile: no rendered face in the corpus smiles like that, with the teeth in a hole of the mask.
-#   *Photographs as targets* help a little: bred with 788 of them (CelebA-HQ, for research only, so neither
-#   they nor that network are here) for 96,000 presentations, the network shipped before (widened twice) errs
-#   on 60 others (Helen, AFW) by 39.0 levels instead of 41.0, at the inner landmarks by 3.34 instead of 3.50 %
-#   of the face's diagonal. An average face that a detector puts into place has 2.54 %: what a photograph has
-#   and a render has not is still missing.
+#   and loses its smile: no rendered face in the corpus smiles like that, with the teeth in a hole of the
+#   mask. *Photographs as targets* help a little: bred with 788 of them (CelebA-HQ, for research only, so
+#   neither they nor that network are here) for 96,000 presentations, the network shipped before (widened
+#   twice) errs on 60 others (Helen, AFW) by 39.0 levels instead of 41.0, at the inner landmarks by 3.34
+#   instead of 3.50 % of the face's diagonal. An average face that a detector puts into place has 2.54 %:
+#   what a photograph has and a render has not is still missing.
 # - *ResNet-101* comes second by geometry in the paper, with twice the iterations and ImageNet's weights. Here
 #   a step takes 13 times as long as one of our network (`benchmarks/training.py`), there was no GPU and no
 #   ImageNet, so it got 22,400 presentations at 120 px, and next to it the table has our network after as many
