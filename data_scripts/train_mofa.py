@@ -47,6 +47,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "full": dict(kind="alexnet", side=240, pictures=100_000, batch=5, steps=200_000, adam=False, rate=0.1,
                  z_rate=0.0005, reg=(2.9e-5, 2.9e-5), reflectance=1.7e-3),
 }  # fmt: skip
+PRESETS["coarse"] = PRESETS["shipped"] | dict(
+    side=120, border=0.0, pictures=65_536, steps=11_000
+)  # seen whole
 
 HELD_OUT = 16  # batches of 16 renders, to measure with
 

@@ -232,7 +232,7 @@ def test_z_translation_learns_at_its_own_rate() -> None:
 
 
 def test_an_encoder_may_see_only_the_middle() -> None:
-    """What is in the border says nothing, what is inside does, and a checkpoint's card remembers."""
+    """What is in the border says nothing, and what is inside does."""
     network = Encoder(make_network("small"), border=0.125).eval()
     nn.init.normal_(network.final.weight, std=0.01, generator=torch.Generator().manual_seed(0))
     images = (
@@ -375,6 +375,7 @@ def test_checkpoints_round_trip_and_changed_ones_are_refused(tmp_path: Path) -> 
     save_checkpoint(path, network, card_of("small", 120, border=0.1))
     image = torch.rand(1, 3, 240, 240, generator=torch.Generator().manual_seed(1))
     again = MoFA.load(path, framed=True)
+    assert again.encoder.border == 0.1
     torch.testing.assert_close(
         again.regress(image), MoFA(network, framed=True).regress(image), atol=2e-2, rtol=2e-2
     )

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,15 @@ def test_inversefacenet_is_bred_and_a_kill_changes_nothing(
 ) -> None:
     arguments = ("--row", "crossed", "--targets", photographs, "portrait:16", "--device", "cpu")
     places = {name: ("--folder", tmp_path / name, "--pictures", tmp_path / "pictures") for name in "ab"}
-    with pytest.warns(UserWarning, match=r"Left out: .*broken\.jpg"):
+    crossings: list[bool] = []
+    breed = train_inversefacenet.breed
+
+    def watched(*values: Any, **options: Any) -> torch.Tensor:
+        crossings.append(options.get("cross", values[-1]))
+        return breed(*values, **options)
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match=r"Left out: .*broken\.jpg"):
+        patch.setattr(train_inversefacenet, "breed", watched)
         run(train_inversefacenet, *arguments, *places["a"])
 
     steps, loss = iter(range(100)), train_inversefacenet.parameter_loss
@@ -88,6 +97,8 @@ def test_inversefacenet_is_bred_and_a_kill_changes_nothing(
     assert card["presentations"] == 40 and set(card["breeding"]) == {"initial corpus", "step 1", "step 2"}
     assert card["by_heart_mm"].keys() == {"one parent", "many parents"}
     assert all(1 < millimetres < 30 for millimetres in card["by_heart_mm"].values())
+    assert len(set(card["by_heart_mm"].values())) == 2  # other children
+    assert crossings == [True, True, False, True]  # two breeding steps, then `by_heart` both ways
     assert "non-commercial" in card["landmarks"]
     said = InverseFaceNet.load(tmp_path / "a" / "crossed.safetensors").reconstruct(
         load_photo(photographs / "a.png")

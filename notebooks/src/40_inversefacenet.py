@@ -598,7 +598,7 @@ for name, cross in (("one parent", False), ("many parents", True)):
     print(f"{name:14} shape of who stands in the same light: correlation {alike:.2f}")
 
 # %% [markdown]
-# A large network trained on children of one parent learns the targets by heart: it recognises the light and
+# A network trained for long on children of one parent learns the targets by heart: it knows the light and
 # the pose, and says the shape that its teacher once guessed. The cure (`ifn.breed(..., cross=True)`, ours)
 # is to *cross*: pose, light and expression come from one target each, and every component of shape and
 # reflectance from another. Section 6 shows what that is worth.
@@ -718,7 +718,7 @@ image_grid([photo[:, *window], masked, overlay[:, *window], shape[:, *window]],
 # who are not in the test set, four pictures each) and 1,500 portraits. What was looked at on the way: the
 # first 24 test pictures of two sets, to decide that the shipped network goes on from the second row instead
 # of repeating the third with wider noise. That crossing replaces widening alone was decided on 107 other
-# portraits (3.16 -> 2.98 mm), after the test pictures had been seen, too.
+# portraits, after the test pictures had been seen, too.
 
 # %%
 NAMES = {
@@ -778,9 +778,10 @@ for name, values in speed["milliseconds per picture"].items():
 #   can do, and it was not. Printed breeding is worse off: 0.33 against 1.22 mm, in a corpus of one face.
 # - *Crossed breeding* lowers both errors on `outside` by 7 %: 24.3 -> 22.6 levels and 3.75 -> 3.48 mm. The
 #   shipped network, crossed once more, gains on `in_model` (2.63 -> 2.48 mm; the one shipped before, widened
-#   twice, had 2.67) and loses on `outside` (3.64 mm, 23.2 levels). 60 pictures do not tell 3.5 from 3.6, but
-#   components that are independent in our model are not among other people: crossing has its price. Its
-#   pictures also stay further from the targets (Fréchet distance 0.63, not 0.41), as they do not repeat them.
+#   twice, had 2.67: `results/*_widened_twice.json`) and loses on `outside` (3.64 mm, 23.2 levels). 60
+#   pictures do not tell 3.5 from 3.6, but components that are independent in our model are not among other
+#   people: crossing has its price. Its pictures also stay further from the targets (Fréchet distance 0.63,
+#   not 0.41), as they do not repeat them.
 # - *Millimetres.* Size is part of the shape here, and a picture from an unknown distance hardly shows it; the
 #   column "size free" forgives it. Our aim of 2.1 mm on `in_model` is met by nobody on average, fitting
 #   included (its median is half of that). The paper's truth is a fit to the same picture, which does not know

@@ -488,9 +488,10 @@ for label, (mm, photo, px) in rows.items():
 # far as the second after 48,000 to 64,000, and it ends lower. Read the curves with this in mind: they show
 # what this loss does with features that were supervised, not what it would find alone.
 #
-# **Pixels matter, too.** "With surrogate, coarser" is the network that shipped before. It saw the whole
-# picture at 120 px, a face having 73 of them instead of 98, and started from an older network of notebook 40;
-# at the same number of pictures it is some 5 % behind, and its last 64,000 pictures ("longer") gained 1 %.
+# **Pixels, or better features?** "With surrogate, coarser" is the network that shipped before (`--preset
+# coarse`, rows "MoFA, coarser"). It saw the whole picture at 120 px, a face having 73 of them instead of 98,
+# and started from an older network of notebook 40; what of the difference is which was not measured. At the
+# same number of pictures it is some 5 % behind, and its last 64,000 pictures ("longer") gained 1 %.
 #
 # **Without the surrogate we do not reach the paper's result.** The colours get better and better, the pose
 # does not. From random weights: it was held in the first half of the training (section 8 says how), and when
@@ -568,9 +569,8 @@ numbers["small_million_weights"] = counts["small"] / 1e6
 # %% [markdown]
 # The paper's encoders had seen a million pictures before, and were then trained for hours on a GPU. What can
 # be compared on a CPU is how they start: all from random weights but the last, on the same pictures in the
-# same order, with the surrogate loss (`--preset shipped --kind ... --steps 1000`, when that preset still
-# showed the whole picture at 120 px; AlexNet and VGG, which have no batch normalisation, at a tenth of the
-# learning rate).
+# same order, with the surrogate loss (`--preset coarse --kind ... --steps 1000`; AlexNet and
+# VGG, which have no batch normalisation, at a tenth of the learning rate).
 
 # %%
 encoders = json.loads(Path("../results/mofa_encoders.json").read_text())
