@@ -47,9 +47,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "full": dict(kind="alexnet", side=240, pictures=100_000, batch=5, steps=200_000, adam=False, rate=0.1,
                  z_rate=0.0005, reg=(2.9e-5, 2.9e-5), reflectance=1.7e-3),
 }  # fmt: skip
-PRESETS["coarse"] = PRESETS["shipped"] | dict(
-    side=120, border=0.0, pictures=65_536, steps=11_000
-)  # seen whole
+# The one that shipped before: smaller pictures, seen whole.
+PRESETS["coarse"] = PRESETS["shipped"] | {"side": 120, "border": 0.0, "pictures": 65_536, "steps": 11_000}
 
 HELD_OUT = 16  # batches of 16 renders, to measure with
 
@@ -167,7 +166,10 @@ def main() -> None:
     units = UNAIDED_UNITS if gentle else UNITS
     encoder = Encoder(make_network(kind, arguments.pretrained), units, preset.get("border", 0.0))
     if arguments.start:
-        encoder.load_state_dict(load_checkpoint(arguments.start)[0])
+        before_it, its_card = load_checkpoint(arguments.start)
+        if (its_card.get("side"), its_card.get("border", 0.0)) != (side, encoder.border):
+            parser.error(f"'{arguments.start}' saw pictures of another size or border; name its --preset.")
+        encoder.load_state_dict(before_it)
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
     groups = encoder.parameter_groups(*(UNAIDED_RATES if gentle else (preset["rate"], preset["z_rate"])))
     optimiser = torch.optim.Adam(groups, fused=True) if preset["adam"] else torch.optim.Adadelta(groups)

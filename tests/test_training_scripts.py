@@ -161,6 +161,11 @@ def test_mofa_on_renders_and_then_on_photographs(photographs: Path, tmp_path: Pa
     assert curves[-1]["landmarks_px"] < curves[0]["landmarks_px"]
 
     run(train_mofa, photographs, photos, "--photos", "--start", surrogate / "mofa.safetensors", *options)
+    with pytest.raises(SystemExit):  # what saw whole pictures is not shown their middle
+        run(
+            train_mofa, corpus, tmp_path / "other", "--start", surrogate / "mofa.safetensors",
+            "--preset", "shipped", "--kind", "small", "--device", "cpu",
+        )  # fmt: skip
     card = json.loads((photos / "mofa.json").read_text())
     assert card["pictures"] == "photographs" and card["corpus"] == 2 and card["surrogate"]
     assert not (photographs / "facelab_landmarks.jsonl").exists()  # a folder may be read-only

@@ -43,7 +43,7 @@ OMEGA = {"rotation": 400.0, "shape": 50.0, "expression": 50.0, "reflectance": 10
 OMEGA_FRAME = 2000.0  # 1 % of the picture weighs as much as 3 degrees
 # Sec. 7, standard deviations in the paper's units; degrees for the rotation, which is uniform
 NOISE = {"rotation": 5.0, "shape": 0.05, "expression": 0.1, "reflectance": 0.2, "light": 0.02}
-POPULATION = ("shape", "reflectance")  # whose components are independent, with variance 1, among people
+POPULATION = ("shape", "reflectance")  # with independent components of variance 1 in the model
 INNER_LIPS = (61, 62, 63, 65, 66, 67)  # 66 landmarks: without the inner corners 60 and 64
 
 
