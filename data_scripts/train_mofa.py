@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a checkpoint (.safetensors) to go on from")
     parser.add_argument("--rate", type=float, help="learning rate; that of z keeps its ratio to it")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--pictures", type=int, help="of a corpus that is rendered first")
     parser.add_argument("--every", type=int, default=250, help="steps between two measurements")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
@@ -147,7 +148,8 @@ def main() -> None:
     else:
         if not (arguments.corpus / MANIFEST).is_file():
             spec = corpus_spec(side, arguments.seed)
-            build_corpus(arguments.corpus, spec, preset["pictures"], 32, arguments.workers)
+            count = arguments.pictures or preset["pictures"]
+            build_corpus(arguments.corpus, spec, count, 32, arguments.workers)
         source = Corpus(arguments.corpus, verify=False)
         errors = detector_errors(arguments.corpus / "detector_errors.safetensors")
     pictures = Pictures(source, errors, side)

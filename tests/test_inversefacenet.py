@@ -12,8 +12,9 @@ from facelab.corpora import CorpusSpec, Renderer
 from facelab.distributions import LIMITS_DEGREES
 from facelab.errors import ModelFileError, NoFaceError, NotAnImageError
 from facelab.image_formation import render
+from facelab.methods import breeding
 from facelab.methods import inversefacenet as ifn
-from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, NOISE, InverseFaceNet, SecondLook
+from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, InverseFaceNet, SecondLook
 from facelab.metrics import geometry_rmse_mm, landmark_error_px, nme
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
@@ -98,7 +99,7 @@ def test_untrained_network_says_the_mean_of_the_corpus(model: MorphableModel) ->
 
 def test_input_is_masked_and_fits(model: MorphableModel) -> None:
     theta = DISTRIBUTION.sample(model, 4, seeded())
-    images, truth = ifn.synthesise(model, theta, seeded(1), noise=False)
+    images, truth = breeding.synthesise(model, theta, seeded(1), noise=False)
     assert images.shape == (4, 3, 240, 240) and images.dtype == torch.uint8
     assert truth.shape == (4, theta.shape[1] + FRAME) and torch.equal(truth[:, :-FRAME], theta)
     assert truth[:, -FRAME:].abs().max() < 0.01  # whole pixels of a 192 px box
@@ -107,12 +108,12 @@ def test_input_is_masked_and_fits(model: MorphableModel) -> None:
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
         extent = max(rows.max() - rows.min(), columns.max() - columns.min())
         assert 234 <= extent <= 239
-    half, _ = ifn.synthesise(model, theta, seeded(1), side=120, noise=False)
+    half, _ = breeding.synthesise(model, theta, seeded(1), side=120, noise=False)
     assert (half.float() - torch.nn.functional.avg_pool2d(images.float(), 2)).abs().max() <= 1
 
 
 def test_mirrored_parameters_make_the_mirrored_picture(model: MorphableModel) -> None:
-    signs = ifn.mirror_signs(model)
+    signs = breeding.mirror_signs(model)
     theta = DISTRIBUTION.sample(model, 2, seeded())
     theta[:, -27:] += 0.1 * torch.randn(2, 27, generator=seeded(1))  # coloured light
     pictures = []
@@ -148,7 +149,7 @@ def test_frame_says_where_the_face_is(model: MorphableModel) -> None:
     scene = DISTRIBUTION.decode(model, theta, 240)
     photo = torch.rand(3, 300, 300, generator=seeded())
     where = 150 + 0.7 * (scene.landmarks - 120)
-    for k, points in enumerate(ifn.detector_noise(where, seeded(5))):
+    for k, points in enumerate(breeding.detector_noise(where, seeded(5))):
         _, crop = ifn.network_input(photo, points)
         frame = ifn.box_of(crop.to_crop(where[k]), 240)
         camera = method.camera(theta[k], frame, crop)
@@ -156,9 +157,22 @@ def test_frame_says_where_the_face_is(model: MorphableModel) -> None:
         torch.testing.assert_close(seen, where[k], atol=0.02, rtol=0)
 
 
+def test_flaws_change_some_pictures_and_no_truth(model: MorphableModel) -> None:
+    theta = DISTRIBUTION.sample(model, 32, seeded())
+    clean, truth = breeding.synthesise(model, theta, seeded(1), side=120)
+    flawed, same = breeding.synthesise(model, theta, seeded(1), side=120, flaws=True)
+    assert torch.equal(truth, same)
+    changed = (clean != flawed).flatten(1).any(1)
+    assert 8 < changed.sum() < 31  # (1 - 0.85^3) of them have something before the face; and the camera's
+    covered = ((clean.float() - flawed.float()).abs() > 40).any(1).float().mean((1, 2))
+    assert covered.max() > 0.02  # a hand, say
+    black = (clean == 0).all(1)
+    assert (flawed.amax(1) * black).float().mean() < 1  # masked as before
+
+
 def test_detector_noise_is_as_large_as_stated(model: MorphableModel) -> None:
     points = DISTRIBUTION.decode(model, torch.zeros(1, 302), 240).landmarks.expand(500, 68, 2)
-    moved = ifn.detector_noise(points, seeded())
+    moved = breeding.detector_noise(points, seeded())
     distance = (moved - points).norm(dim=-1)[:, :27] / 240
     assert 0.02 < distance.median() < 0.045 and moved.mean(0).sub(points[0]).abs().max() < 1.5
 
@@ -170,13 +184,13 @@ def test_bred_noise_is_the_printed_one(model: MorphableModel) -> None:
     layout = DISTRIBUTION.layout(model)
     theta = DISTRIBUTION.sample(model, 400, seeded()) * 0.5
     theta[:, layout.slice("light")][:, :3] = 1.0
-    bred = ifn.breed(model, theta, seeded(1))
+    bred = breeding.breed(model, theta, seeded(1))
     assert bred.shape == (800, layout.size)
     moved = layout.split(bred - theta.repeat(2, 1))
     assert 4.9 < moved["rotation"].abs().max().rad2deg() <= 5.0 + 1e-4
     assert abs(moved["rotation"].rad2deg().std() - 10 / math.sqrt(12)) < 0.1
     for name in ("shape", "expression", "reflectance", "light"):
-        assert abs(moved[name].std() / NOISE[name] - 1) < 0.03, name
+        assert abs(moved[name].std() / breeding.NOISE[name] - 1) < 0.03, name
     colours = moved["light"].unflatten(-1, (9, 3))
     assert (colours[..., 0] - colours[..., 1]).std() > 0.02  # breeding brings coloured light
 
@@ -185,7 +199,7 @@ def test_widened_breeding_has_the_population_s_variance(model: MorphableModel) -
     layout = DISTRIBUTION.layout(model)
     timid = 0.3 * DISTRIBUTION.sample(model, 2000, seeded())
     for widen, wanted in ((False, 0.305), (True, 1.0)):
-        shape = layout.split(ifn.breed(model, timid, seeded(1), widen=widen))["shape"]
+        shape = layout.split(breeding.breed(model, timid, seeded(1), widen=widen))["shape"]
         assert abs(shape.std(0).mean() - wanted) < 0.01
 
 
@@ -194,7 +208,7 @@ def test_crossed_children_do_not_tell_their_parents(model: MorphableModel) -> No
     layout = DISTRIBUTION.layout(model)
     rank = torch.linspace(0.3, 0.5, 500)[:, None].expand(-1, layout.size)
     for cross in (False, True):
-        bred = ifn.breed(model, rank, seeded(1), copies=4, widen=False, cross=cross)
+        bred = breeding.breed(model, rank, seeded(1), copies=4, widen=False, cross=cross)
         parts = layout.split(bred)
         first = torch.stack([parts[n][:, 5] for n in ("shape", "reflectance", "expression", "light")])
         both = torch.cat([first, parts["shape"][None, :, 6], parts["light"][None, :, 6]]).corrcoef()
@@ -204,18 +218,46 @@ def test_crossed_children_do_not_tell_their_parents(model: MorphableModel) -> No
         assert torch.allclose(parts["light"].mean(0), rank.mean(0)[: layout.sizes["light"]], atol=0.01)
 
 
+def test_bred_people_are_the_model_s_in_the_targets_light(model: MorphableModel) -> None:
+    layout = DISTRIBUTION.layout(model)
+    theta = layout.zeros(300)
+    theta[:, 1] = torch.linspace(-0.3, 0.3, 300)
+    light = layout.slice("light")
+    theta[:, light] = torch.linspace(0.6, 1.2, 300)[:, None].expand(-1, 27)
+    errors = torch.zeros(2, 27)
+    errors[1, 6:9] = 0.1
+    bred = layout.split(breeding.breed(model, theta, seeded(1), copies=8, people=True, errors=errors))
+
+    # who: not the targets' one average face; the model's people, whose skin goes with their shape
+    assert abs(bred["shape"].std(0)[:20].mean() - 1) < 0.05
+    skin = torch.cat([bred["reflectance"][:, :8], torch.ones(2400, 1)], 1)
+    guess = skin @ torch.linalg.lstsq(skin, bred["shape"][:, :4]).solution
+    assert guess.var(0).mean() / bred["shape"][:, :4].var(0).mean() > 0.15
+    sampled = breeding.population(model, 2400, seeded(2))["expression"]
+    assert sampled.std() > 8  # 12 is one standard deviation; Section 5 has 6.9
+    assert (bred["expression"].std(0) / sampled.std(0) - 1).abs().mean() < 0.1
+
+    # where: each pose and each light is one target's, and a pose says nothing of the light
+    lights = bred["light"]
+    without = lights - lights[:, 6:7].sub(lights[:, :1]) * (errors[1] / 0.1)
+    assert torch.isin((without[:, 0] * 1e4).round(), (theta[:, light][:, 0] * 1e4).round()).all()
+    torch.testing.assert_close(without, without[:, :1].expand_as(without), atol=1e-5, rtol=0)
+    assert 0.4 < (lights[:, 6] - lights[:, 0] > 0.05).float().mean() < 0.6  # every other has the error
+    turned = bred["rotation"][:, 1]
+    assert abs(turned.std() - theta[:, 1].std()) < 0.02
+    assert torch.stack([turned, lights[:, 0]]).corrcoef()[0, 1].abs() < 0.1
+
+
 def test_breeding_keeps_parameters_in_range(model: MorphableModel) -> None:
     layout = DISTRIBUTION.layout(model)
     wild = 30 * torch.randn(64, layout.size, generator=seeded())
-    parts = layout.split(ifn.breed(model, wild, seeded(1)))
+    parts = layout.split(breeding.breed(model, wild, seeded(1)))
     limits = 1.5 * torch.tensor(LIMITS_DEGREES)
     assert (parts["rotation"].rad2deg().abs() <= limits + 1e-3).all()
     assert parts["shape"].abs().max() <= 4 and parts["reflectance"].abs().max() <= 4
-    first = parts["expression"][:, 0]
-    assert first.min() >= -7.2001 and first.max() <= 16.8001
-    assert parts["expression"][:, 1:].abs().max() <= 12
+    assert 60 < parts["expression"].abs().max() <= 72.001  # six standard deviations
     assert parts["light"][:, :3].min() >= 0.05
-    images, _ = ifn.synthesise(model, layout.join(parts)[:8], seeded(), side=120)  # can be rendered
+    images, _ = breeding.synthesise(model, layout.join(parts)[:8], seeded(), side=120)  # can be rendered
     assert (images.amax((1, 2, 3)) > 0).all()
     drawn = DISTRIBUTION.sample(model, 1000, seeded(2))
     kept = (ifn.clamp_parameters(model, drawn) - drawn).abs()
@@ -228,7 +270,7 @@ def test_breeding_keeps_parameters_in_range(model: MorphableModel) -> None:
 def test_a_miniature_training_beats_the_average_face(model: MorphableModel) -> None:
     """A little network on 192 little pictures; on others it predicts pose and light better than the mean."""
     theta = DISTRIBUTION.sample(model, 224, seeded())
-    images, truth = ifn.synthesise(model, theta, seeded(1), side=60)
+    images, truth = breeding.synthesise(model, theta, seeded(1), side=60)
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 16, 5, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 5, 2), torch.nn.ReLU(),
         torch.nn.Flatten(), torch.nn.Linear(16 * 8 * 8, 64), torch.nn.ReLU(),

@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 import train_inversefacenet
 import train_mofa
 
-from facelab.methods.inversefacenet import InverseFaceNet
+from facelab.methods.inversefacenet import DISTRIBUTION, InverseFaceNet
 from facelab.methods.mofa import MoFA
+from facelab.morphable_model import MorphableModel
 from facelab.photos import load_photo
 
 
@@ -104,6 +105,38 @@ def test_inversefacenet_is_bred_and_a_kill_changes_nothing(
         load_photo(photographs / "a.png")
     )
     assert bool(torch.isfinite(said.mesh.vertices).all())
+
+
+@pytest.mark.usefixtures("small_inversefacenet")
+def test_inversefacenet_is_bred_with_people_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[torch.Tensor] = []
+    breed = train_inversefacenet.breed
+
+    def watched(*values: Any, **options: Any) -> torch.Tensor:
+        assert options["people"] and not options["cross"] and not options["widen"]
+        errors.append(options["errors"])
+        return breed(*values, **options)
+
+    monkeypatch.setattr(train_inversefacenet, "breed", watched)
+    places = ("--folder", tmp_path, "--pictures", tmp_path / "pictures", "--device", "cpu")
+    run(train_inversefacenet, "--row", "people", "--targets", "portrait:16", *places)
+    assert [part.shape for part in errors] == [(4, 27), (4, 27)]  # of a chunk of pictures, twice
+    assert not torch.equal(*errors)  # each time of the network and the pictures of then
+    card = json.loads((tmp_path / "people.json").read_text())
+    assert card["row"] == "people" and set(card["breeding"]) == {"initial corpus", "step 1", "step 2"}
+    assert "by_heart_mm" not in card
+
+    corpora = {}
+    for row in ("plain", "unbred"):  # what it is compared with: the same people, nobody's pose and light
+        run(train_inversefacenet, "--row", row, "--only", "corpus", *places)
+        folder = tmp_path / "pictures" / ("synthetic" if row == "plain" else row)
+        corpora[row] = torch.cat([load_file(path)["truth"] for path in sorted(folder.iterdir())])
+    same = (corpora["plain"] == corpora["unbred"]).float().mean(0)
+    layout = DISTRIBUTION.layout(MorphableModel.load(subdivisions=0))
+    assert same[layout.slice("rotation")].min() == same[layout.slice("light")].min() == 1
+    assert same[3 : layout.slice("light").start].max() == 0
 
 
 @pytest.mark.usefixtures("small_inversefacenet")

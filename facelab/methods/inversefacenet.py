@@ -10,8 +10,6 @@ because the landmarks' box fills the picture, but dlib's landmarks miss the jaw 
 so three more outputs, the `frame`, say where in the picture the face's true box is.
 """
 
-import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +17,10 @@ import torch
 from PIL import Image, ImageDraw
 from scipy.spatial import ConvexHull
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
-from torch.nn.functional import interpolate as resize
 
-from facelab import rasterizer
-from facelab.augmentation import procedural_backgrounds, to_bytes
 from facelab.camera import PerspectiveCamera
-from facelab.colour import linear_to_srgb
-from facelab.distributions import LIMITS_DEGREES, InverseFaceNetDistribution, uniform
+from facelab.distributions import EXPRESSION_UNIT, LIMITS_DEGREES, InverseFaceNetDistribution
 from facelab.errors import ModelFileError, ParameterError
-from facelab.image_formation import shade_vertices
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
 from facelab.photo_folders import sha256_of
@@ -41,9 +33,6 @@ FRAME = 3  # outputs after the parameters: centre (x, y) and log of the side of 
 DISTRIBUTION = InverseFaceNetDistribution()
 OMEGA = {"rotation": 400.0, "shape": 50.0, "expression": 50.0, "reflectance": 100.0, "light": 20.0}  # Eq. 8
 OMEGA_FRAME = 2000.0  # 1 % of the picture weighs as much as 3 degrees
-# Sec. 7, standard deviations in the paper's units; degrees for the rotation, which is uniform
-NOISE = {"rotation": 5.0, "shape": 0.05, "expression": 0.1, "reflectance": 0.2, "light": 0.02}
-POPULATION = ("shape", "reflectance")  # with independent components of variance 1 in the model
 INNER_LIPS = (61, 62, 63, 65, 66, 67)  # 66 landmarks: without the inner corners 60 and 64
 
 
@@ -123,63 +112,6 @@ def network_input(image: Tensor, landmarks: Tensor, side: int = SIDE) -> tuple[T
     return crop.image * (face_mask(crop.landmarks, side) & crop.inside), crop
 
 
-def detector_noise(landmarks: Tensor, generator: torch.Generator) -> Tensor:
-    """Landmarks (B, 68, 2) as a detector might have found them.
-
-    Smooth errors of jaw, brows and mouth, the parts that decide on box and mask, as large as dlib's on 68
-    rendered pictures (median distance 3 % of the face); waves of zero, one half and one period along a part.
-    """
-    size = (landmarks.amax(-2) - landmarks.amin(-2)).amax(-1)[:, None, None]
-    moved = landmarks + 0.01 * size * torch.randn(len(landmarks), 1, 2, generator=generator).to(landmarks)
-    for part, strength in ((slice(0, 17), 0.02), (slice(17, 27), 0.014), (slice(48, 68), 0.015)):
-        count = part.stop - part.start
-        wave = torch.outer(torch.linspace(0, math.pi, count), torch.arange(3.0)).cos()
-        heights = torch.randn(len(landmarks), 3, 2, generator=generator)
-        moved[:, part] += strength * size * (wave @ heights).to(landmarks)
-    return moved
-
-
-@torch.no_grad()
-def synthesise(
-    model: MorphableModel,
-    theta: Tensor,
-    generator: torch.Generator,
-    side: int = SIDE,
-    noise: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Training pairs from parameters (B, layout.size): (pictures (B, 3, side, side) uint8, truth (B, P + 3)).
-
-    Shaded per vertex (Eqs. 3 and 4) before a random background, in the square around landmarks as a detector
-    finds them (`noise`; without it the true ones), as few pixels wide as in a photo with a face of 120 to 240
-    pixels, and enlarged from there; then masked like `network_input`. `side` 120 halves the pictures, which
-    is what the small networks see.
-    """
-    scene = DISTRIBUTION.decode(model, theta, SIDE)
-    found = detector_noise(scene.landmarks, generator) if noise else scene.landmarks
-    width = SIDE if not noise else int(uniform(SIDE / 2, SIDE + 1, 1, generator=generator))
-    low, high = found.amin(-2), found.amax(-2)
-    length = (high - low).amax(-1, keepdim=True)
-    zoom, corner = width / length, (low + high - length) / 2
-    camera = replace(
-        scene.camera,
-        focal=zoom[:, 0] * scene.camera.focal,
-        principal=zoom * (scene.camera.principal - corner),
-    )
-    found, truth = (zoom[:, None] * (points - corner[:, None]) for points in (found, scene.landmarks))
-
-    shaded = shade_vertices(scene.vertices, model.triangles, camera, scene.light, scene.diffuse)
-    index = rasterizer.rasterize(shaded.screen, model.triangles, width, width)
-    colours = linear_to_srgb(shaded.colour.clamp(0, 1))
-    values, _ = rasterizer.interpolate(shaded.screen, model.triangles, index, colours)
-    background = procedural_backgrounds(len(theta), width, width, generator).to(values)
-    image = torch.where(index[:, None] >= 0, values, background)
-    if width != SIDE:
-        image = resize(image, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
-    image = image * torch.stack([face_mask(points * (SIDE / width)) for points in found])
-    image = avg_pool2d(image, SIDE // side) if side < SIDE else image
-    return to_bytes(image), torch.cat([theta, box_of(truth, width)], -1)
-
-
 def box_of(landmarks: Tensor, side: int) -> Tensor:
     """The frame (..., 3) of landmarks (..., 68, 2) in a picture of side×side px; zero when they fill it."""
     low, high = landmarks.amin(-2), landmarks.amax(-2)
@@ -187,84 +119,22 @@ def box_of(landmarks: Tensor, side: int) -> Tensor:
     return torch.cat([(low + high) / (2 * side) - 0.5, length.log()], -1)
 
 
-def mirror_signs(model: MorphableModel) -> Tensor:
-    """(layout.size + FRAME,) of -1 and 1: what a mirrored picture does to parameters and frame.
-
-    Exact for a model whose components are symmetric or antisymmetric each, as the shipped one's are.
-    Raises ParameterError for another.
-    """
-    signs = []
-    for basis, axes in ((model.identity_basis, 3), (model.expression_basis, 3), (model.albedo_basis, 4)):
-        flip = basis.new_tensor([-1.0, 1.0, 1.0] if axes == 3 else [1.0] * 4)
-        other = basis[:, model.mirror] * flip if model.mirror.numel() else 0 * basis
-        signs.append((other * basis).sum((1, 2)) / basis.square().sum((1, 2)))
-        if not bool(((signs[-1].abs() - 1).abs() < 0.01).all()):
-            raise ParameterError("The face model's components are not symmetric; train without mirroring.")
-    light = model.mean.new_tensor([1.0, 1, 1, -1, -1, 1, 1, -1, 1]).repeat_interleave(3)  # x, xy, xz
-    parts = [model.mean.new_tensor([1.0, -1, -1]), *signs, light, model.mean.new_tensor([-1.0, 1, 1])]
-    return torch.cat(parts).sign()
-
-
-# --- breeding (Sec. 7) --------------------------------------------------------------------------------------
-
-
 def clamp_parameters(model: MorphableModel, theta: Tensor) -> Tensor:
     """Parameters (..., layout.size) brought to where faces still are faces.
 
-    Half as much again as the sampler's rotations, its expressions, four standard deviations of shape and
-    reflectance, light between darkness and thrice the sampler's.
+    Half as much again as the sampler's rotations, four standard deviations of shape and reflectance, six of
+    expression (of which the model's own sampler draws few, but large ones), light between darkness and thrice
+    the sampler's.
     """
     parts = dict(DISTRIBUTION.layout(model).split(theta))
     limit = 1.5 * theta.new_tensor(LIMITS_DEGREES).deg2rad()
     parts["rotation"] = parts["rotation"].clamp(-limit, limit)
     parts["shape"], parts["reflectance"] = parts["shape"].clamp(-4, 4), parts["reflectance"].clamp(-4, 4)
-    bias = torch.zeros_like(parts["expression"])
-    bias[..., 0] = 4.8
-    parts["expression"] = (parts["expression"] - bias).clamp(-12, 12) + bias
+    parts["expression"] = parts["expression"].clamp(-6 / EXPRESSION_UNIT, 6 / EXPRESSION_UNIT)
     light = parts["light"].unflatten(-1, (9, 3))
     constant, rest = light[..., :1, :].clamp(0.05, 3.6), light[..., 1:, :].clamp(-2, 2)
     parts["light"] = torch.cat([constant, rest], -2).flatten(-2)
     return DISTRIBUTION.layout(model).join(parts)
-
-
-def breed(
-    model: MorphableModel,
-    theta: Tensor,
-    generator: torch.Generator,
-    copies: int = 2,
-    widen: bool = False,
-    cross: bool = False,
-) -> Tensor:
-    """Step 2 of Algorithm 1: `copies` perturbed vectors of each (B, layout.size) -> (copies * B, ...).
-
-    The printed noise: U(-5°, 5°) on the angles, N(0, s) on the rest, s taken as a standard deviation.
-    `widen` (ours): a network that is unsure says the mean, so its estimates vary less than people do, and a
-    corpus bred of them less and less. Shape and reflectance of a population have variance 1 in the model's
-    units: what the estimates' variance lacks is added as noise.
-    `cross` (ours): few targets a network learns by heart, a person's shape by the light and the pose in which
-    that person stood. So children have many parents: pose, light and expression come from one target each,
-    and every component of shape and reflectance from another.
-    """
-    parts = DISTRIBUTION.layout(model).split(theta.repeat(copies, 1))
-    if cross:
-        parts = {name: _shuffled(part, generator, name in POPULATION) for name, part in parts.items()}
-    bred = {}
-    for name, part in parts.items():
-        if name == "rotation":
-            drawn = 2 * torch.rand(part.shape, generator=generator) - 1
-            bred[name] = part + math.radians(NOISE[name]) * drawn.to(part)
-            continue
-        size = torch.full_like(part[0], NOISE[name])
-        if widen and name in POPULATION:
-            size = (1 - part.var(0, correction=0)).clamp(min=NOISE[name] ** 2).sqrt()
-        bred[name] = part + size * torch.randn(part.shape, generator=generator).to(part)
-    return clamp_parameters(model, DISTRIBUTION.layout(model).join(bred))
-
-
-def _shuffled(part: Tensor, generator: torch.Generator, alone: bool) -> Tensor:
-    """Rows (N, C) in another order; `alone`: every column in an order of its own."""
-    drawn = torch.rand(part.shape if alone else (len(part), 1), generator=generator)
-    return part.gather(0, drawn.argsort(0).expand_as(part).to(part.device))
 
 
 # --- the method ---------------------------------------------------------------------------------------------

@@ -365,3 +365,12 @@ class MoFA:
             self.fine, camera, height, width,
             parts["shape"], parts["expression"], parts["reflectance"], parts["light"],
         )  # fmt: skip
+
+
+class FramedMoFA(MoFA):
+    """The same for pictures whose face is framed as in training, like the test sets': no face detector."""
+
+    @classmethod
+    def load(cls, path: str | Path = "mofa", framed: bool = True, **options: Any) -> MoFA:
+        """See `MoFA.load`."""
+        return super().load(path, framed, **options)
