@@ -789,17 +789,17 @@ PAPER = {
 }  # fmt: skip
 table = {(row.test_set, NAMES[row.method]): row for row in load_rows() if row.method in NAMES}
 for test_set in ("in_model", "outside", "path_traced"):
-    print(f"\n{test_set:30}{'photometric':>15}{'geometric mm':>15}{'size free mm':>15}{'overlap %':>15}"
-          f"{'pose °':>15}{'failed':>8}")  # fmt: skip
+    print(f"\n{test_set:27}{'photometric':>14}{'geometric mm':>14}{'size free mm':>14}{'overlap %':>14}"
+          f"{'pose °':>14}{'failed':>7}")  # fmt: skip
     for name in NAMES.values():
         if (test_set, name) in table:
             row = table[test_set, name]
             summary = row.summary()
             cells = [f"{summary[c]['mean']:.2f} ± {summary[c]['std']:.2f}" for c in COLUMNS]
-            print(f"{name:30}" + "".join(f"{c:>15}" for c in cells) + f"{len(row.failures):8}")
-print(f"\n{'the paper, CelebA':30}{'photometric':>15}{'geometric mm':>15}{'overlap %':>30}")
+            print(f"{name:27}" + "".join(f"{c:>14}" for c in cells) + f"{len(row.failures):7}")
+print(f"\n{'the paper, CelebA':29}{'photometric':>14}{'geometric mm':>14}{'overlap %':>28}")
 for name, (colours, shape, overlap) in PAPER.items():
-    print(f"{name:30}{colours:15.2f}{shape:15.2f}{overlap:30.2f}")
+    print(f"{name:29}{colours:14.2f}{shape:14.2f}{overlap:28.2f}")
 speed = json.loads(Path("../benchmarks/results/inference_cpu.json").read_text())
 print("\nmilliseconds a picture,", speed["run"]["hardware"])
 for name, values in speed["milliseconds per picture"].items():
