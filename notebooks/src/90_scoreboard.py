@@ -473,7 +473,8 @@ numbers["failures"] = len(mine[0].failures)
 # ## 6 · The table
 #
 # Committed rows were measured by `benchmarks/scoreboard.py`; each says when, on what, and with which version.
-# The preset `full` measures the baselines' again.
+# The preset `full` measures the baselines' again. Rows called "method, variant" (other trainings, a second
+# look, ablations) are compared in the notebooks of their methods and left out here.
 
 # %%
 for name in P["recompute"]:
@@ -482,7 +483,9 @@ for name in P["recompute"]:
             evaluate(method, load_test_set(name, 60), name, preset=PRESET, seed=SEED, folder=out),
             out / "rows",
         )
-rows = load_rows() if not P["recompute"] else load_rows("../results", out / "rows")
+every_row = load_rows() if not P["recompute"] else load_rows("../results", out / "rows")
+rows = [row for row in every_row if "," not in row.method]
+print(len(rows), "rows,", len(every_row) - len(rows), "of variants left out")
 if not rows:
     rows = mine  # there are no committed rows here
 order = ("in_model", "outside", "path_traced", "ict")
@@ -558,8 +561,7 @@ for name in sets:
 STYLES = {"average face": "#999999", "landmark fitting": "#e08214", "full fitting": "#2166ac"}
 others = sorted({row.method for row in rows} - set(STYLES))
 STYLES |= {name: matplotlib.colormaps["Dark2"](i % 8) for i, name in enumerate(others)}
-main_rows = [row for row in rows if "," not in row.method]
-both = [row for row in main_rows if row.values("geometry_mm") and row.values("icp_mm")]
+both = [row for row in rows if row.values("geometry_mm") and row.values("icp_mm")]
 both_sets = list(dict.fromkeys(row.test_set for row in both))
 size = (3.4 * len(both_sets), 3.2)
 figure, axes = plt.subplots(1, len(both_sets), figsize=size, sharey=True, squeeze=False, layout="constrained")
