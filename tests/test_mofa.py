@@ -18,6 +18,7 @@ from facelab.methods.mofa import (
     LAYOUT,
     Decoder,
     Encoder,
+    FramedMoFA,
     MoFA,
     Weights,
     Z,
@@ -403,3 +404,10 @@ def test_the_shipped_encoder_knows_faces_that_it_has_not_seen(decoder: Decoder) 
     errors = evaluate(decoder, method.encoder, unseen)
     assert errors["geometry_mm"] < 4 and errors["photometric"] < 0.065 and errors["landmarks_px"] < 3
     assert complaints(warning_signs(decoder, method.regress(unseen[0]["image"]))) == []
+
+
+def test_framed_mofa_takes_a_picture_as_it_is() -> None:
+    flat = torch.full((3, 96, 96), 0.5)  # nobody: a detector would refuse it
+    assert bool(torch.isfinite(FramedMoFA.load().reconstruct(flat).mesh.vertices).all())
+    with pytest.raises(NoFaceError):
+        MoFA.load().reconstruct(flat)

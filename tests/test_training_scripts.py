@@ -188,7 +188,8 @@ def test_mofa_on_renders_and_then_on_photographs(photographs: Path, tmp_path: Pa
     errors = 0.01 * torch.randn(8, 68, 2, generator=torch.Generator().manual_seed(0))
     save_file({"errors": errors}, corpus / "detector_errors.safetensors")  # saves the detector a minute
     options = ("--preset", "tiny", "--every", 3, "--device", "cpu")
-    run(train_mofa, corpus, surrogate, *options)
+    run(train_mofa, corpus, surrogate, *options, "--pictures", 48)
+    assert json.loads((surrogate / "mofa.json").read_text())["corpus"] == 48  # not the preset's 32
     curves = json.loads((surrogate / "curves.json").read_text())
     assert [point["step"] for point in curves] == [0, 3, 6]
     assert curves[-1]["landmarks_px"] < curves[0]["landmarks_px"]

@@ -762,13 +762,13 @@ image_grid([photo[:, *window], masked, overlay[:, *window], shape[:, *window]],
 # those of the scoreboard: photometric error in 8-bit levels inside the face, geometric error in mm after
 # rigid alignment, overlap of the masks, each mean ± standard deviation. Every row gets dlib's landmarks.
 #
-# What was unlabelled: 2,218 (at first 2,222) pictures in which dlib found a face, of 1,000 drawn like
-# `outside` (250 people who are not in the test set, four pictures each) and 1,500 portraits. What was looked
-# at on the way: the first 24 test pictures of two sets, to decide that crossed networks go on from the
-# second row instead of repeating the third with wider noise. That crossing replaces widening alone was
-# decided on 107 other portraits, after the test pictures had been seen, too. That people should be drawn was
-# found on 8,192 other portraits, of which the network knew hardly an expression; that flaws should be shown,
-# after the row "people, bred" had been measured.
+# What was unlabelled: 2,222 pictures in which dlib found a face, of 1,000 drawn like `outside` (250 people
+# who are not in the test set, four pictures each) and 1,500 portraits. What was looked at on the way: the
+# first 24 test pictures of two sets, to decide that crossed networks go on from the second row instead of
+# repeating the third with wider noise. That crossing replaces widening alone was decided on 107 other
+# portraits, after the test pictures had been seen, too. That people should be drawn was found on 1,024
+# other portraits, of whose first 16 expressions the network knew two; that flaws should be shown, after the
+# row "people, bred" had been measured.
 
 # %%
 NAMES = {
@@ -846,12 +846,12 @@ for name, values in speed["milliseconds per picture"].items():
 #   fitting (3.63 mm), which explains everything that it sees with a face; in colours fitting is ahead.
 # - *Breeding's share.* Our aim was that breeding lowers both errors of the synthetic-only network on
 #   `outside` by 10 %. "People, bred" and "people, unbred" have the same start, people, number of pictures
-#   and presentations, and differ in whose poses and lights these are: 24.8 -> 22.5 levels (-9 %), 3.60 ->
-#   3.50 mm (-3 %), 9.8 -> 7.6 degrees (-22 %); on `path_traced` -6, -8 and -21 %. So breeding alone brings
-#   what we hoped in colours and pose, nearly, and little in shape, which it now leaves to the model. The
-#   shipped network, bred and shown flaws, is 19 % and 16 % ahead of "+ model-space loss" on `outside` (3.78
-#   -> 3.05 mm, 24.6 -> 20.6 levels), and 15 % and 17 % ahead of "people, unbred"; that is not breeding
-#   alone.
+#   and presentations, and differ in whose poses and lights these are (and in that bred pictures come step
+#   by step, in eight portions): 24.8 -> 22.5 levels (-9 %), 3.60 -> 3.50 mm (-3 %), 9.8 -> 7.6 degrees (-22
+#   %); on `path_traced` -6, -8 and -21 %. So breeding alone brings what we hoped in colours and pose,
+#   nearly, and little in shape, which it now leaves to the model. The shipped network, bred and shown
+#   flaws, is 19 % and 16 % ahead of "+ model-space loss" on `outside` (3.78 -> 3.05 mm, 24.6 -> 20.6
+#   levels), and 15 % and 17 % ahead of "people, unbred"; that is not breeding alone.
 # - *Millimetres.* Size is part of the shape here, and a picture from an unknown distance hardly shows it;
 #   the column "size free" forgives it. Skin and shape of people go together, so some of the size can be
 #   told. Fitting, with a median half of its mean, is at 2.19 mm on `in_model` on average.
