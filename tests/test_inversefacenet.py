@@ -8,12 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from facelab import rasterizer
-from facelab.colour import linear_to_srgb, srgb_to_linear
 from facelab.corpora import CorpusSpec, Renderer
 from facelab.distributions import LIMITS_DEGREES
 from facelab.errors import ModelFileError, NoFaceError, NotAnImageError
-from facelab.image_formation import render, shade_vertices
+from facelab.image_formation import render
 from facelab.methods import breeding
 from facelab.methods import inversefacenet as ifn
 from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, InverseFaceNet, SecondLook
@@ -249,56 +247,6 @@ def test_bred_people_are_the_model_s_in_the_targets_light(model: MorphableModel)
     turned = bred["rotation"][:, 1]
     assert abs(turned.std() - theta[:, 1].std()) < 0.02
     assert torch.stack([turned, lights[:, 0]]).corrcoef()[0, 1].abs() < 0.1
-
-
-@pytest.mark.parametrize("name", ["nothing", "brighter", "wave", "shadow"])
-def test_ratio_images_are_what_parameters_do_not_say(model: MorphableModel, name: str) -> None:
-    """Pictures drawn with a known ratio tell it; one's own light tells nothing, and no common factor does."""
-    layout = DISTRIBUTION.layout(model)
-    theta = DISTRIBUTION.sample(model, 4, seeded(2))
-    theta[:, layout.slice("rotation")] = torch.tensor([[0.0, 0, 0], [0.1, 0.1, 0], [0, 0.6, 0], [0, -0.6, 0]])
-    light = theta[:, layout.slice("light")]
-    light[:, :3], light[:, 3:] = 0.6, 0.3 * light[:, 3:]  # nothing is clipped, in pictures or in logarithms
-    frame = torch.tensor([[0.02, -0.03, -0.1]]).expand(4, -1)
-    x, y, _ = model.mean[:, None].unbind(-1)
-    known = {
-        "nothing": torch.zeros_like(model.mean),
-        "brighter": torch.full_like(model.mean, 0.2),
-        "wave": (y / 30).sin() * torch.tensor([0.3, 0.2, -0.3]),
-        "shadow": torch.where(x > 0, -0.5, 0.2).expand(-1, 3),
-    }[name]
-    scene = DISTRIBUTION.decode(model, theta, 120)
-    camera = ifn.framed(scene.camera, frame, 120)
-    shaded = shade_vertices(scene.vertices, model.triangles, camera, scene.light, scene.diffuse)
-    index = rasterizer.rasterize(shaded.screen, model.triangles, 120, 120)
-    drawn, _ = rasterizer.interpolate(shaded.screen, model.triangles, index, shaded.colour * known.exp())
-    found = breeding.ratio_images(model, linear_to_srgb(drawn.clamp(0, 1)), theta, frame)
-    assert found.shape == (4, *model.mean.shape) and found.abs().max() <= breeding.RATIO_LIMIT
-    skin = model.region_vertices("skin") & (x[:, 0].abs() > 8)  # not where the shadow ends
-    front = skin & (shaded.normals[0, :, 2] > 0.5)
-    if name in ("nothing", "brighter"):
-        assert found[:, front].abs().mean() < 0.01
-        return
-    for said in found[:2, front]:
-        a, b = said - said.mean(0), known[front] - known[front].mean(0)
-        assert torch.stack([a.flatten(), b.flatten()]).corrcoef()[0, 1] > 0.9
-        assert 0.75 < (a * b).sum() / b.square().sum() < 1.05  # blurred, and dark parts damped
-    for k in (2, 3):  # what is hidden of a turned head looks as the other half does
-        hidden = skin & (shaded.normals[0, :, 2] > 0.2) & (shaded.normals[k, :, 2] < 0)
-        assert hidden.sum() > 50 and found[k, hidden].abs().mean() > 0.1
-        same = (found[k, hidden] == found[k, model.mirror[hidden]]).all(1)
-        assert same.float().mean() > 0.8  # others are corners of triangles that are seen
-
-
-def test_children_take_over_ratios(model: MorphableModel) -> None:
-    theta = DISTRIBUTION.sample(model, 4, seeded())
-    ratios = torch.zeros(4, len(model.mean), 3)
-    ratios[2:] = -0.7
-    plain, truth = breeding.synthesise(model, theta, seeded(1), side=120, noise=False)
-    darker, same = breeding.synthesise(model, theta, seeded(1), side=120, noise=False, ratios=ratios)
-    assert torch.equal(truth, same) and torch.equal(plain[:2], darker[:2])
-    factor = srgb_to_linear(darker[2:] / 255).sum() / srgb_to_linear(plain[2:] / 255).sum()
-    assert abs(factor - math.exp(-0.7)) < 0.05
 
 
 def test_breeding_keeps_parameters_in_range(model: MorphableModel) -> None:

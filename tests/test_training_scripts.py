@@ -140,39 +140,6 @@ def test_inversefacenet_is_bred_with_people_of_the_model(
 
 
 @pytest.mark.usefixtures("small_inversefacenet")
-def test_bred_pictures_take_over_ratios_of_the_targets_their_light_is_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny = replace(train_inversefacenet.PRESETS["cpu"], ratios=True, corpus=12, bred=12)
-    monkeypatch.setitem(train_inversefacenet.PRESETS, "cpu", tiny)
-    monkeypatch.setattr(train_inversefacenet, "CHUNK", 12)
-    given: list[torch.Tensor] = []
-    parents: list[torch.Tensor] = []
-    synthesise, breed = train_inversefacenet.synthesise, train_inversefacenet.breed
-
-    def drawn(*values: Any, **options: Any) -> Any:
-        given.extend([] if options["ratios"] is None else [options["ratios"]])
-        return synthesise(*values, **options)
-
-    def watched(*values: Any, **options: Any) -> torch.Tensor:
-        parents.append(values[1])
-        return breed(*values, **options)
-
-    monkeypatch.setattr(train_inversefacenet, "synthesise", drawn)
-    monkeypatch.setattr(train_inversefacenet, "breed", watched)
-    places = ("--folder", tmp_path, "--pictures", tmp_path / "pictures", "--device", "cpu")
-    run(train_inversefacenet, "--row", "people", "--targets", "portrait:16", *places)
-    ratios = torch.cat(given)
-    assert len(given) == 2 and len(ratios) == 24  # two breeding steps; none of the first corpus
-    has = ratios.flatten(1).any(1)
-    assert 4 < has.sum() < 20
-    said = load_file(tmp_path / "people" / "stage_1" / "estimates.safetensors")
-    for child in has[:12].nonzero()[:, 0].tolist():  # 6 targets, then the same again
-        target = (said["estimates"] == parents[0][child % 6]).all(1).nonzero()[0, 0]
-        assert torch.equal(ratios[child].half(), said["ratios"][target])
-
-
-@pytest.mark.usefixtures("small_inversefacenet")
 def test_inversefacenet_goes_on_from_a_row_for_other_steps(tmp_path: Path) -> None:
     places = ("--folder", tmp_path, "--pictures", tmp_path / "pictures", "--device", "cpu", "--steps", 5)
     run(train_inversefacenet, "--row", "plain", *places)

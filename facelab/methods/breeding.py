@@ -11,33 +11,23 @@ import math
 from dataclasses import replace
 
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample
+from torch.nn.functional import avg_pool2d
 from torch.nn.functional import interpolate as resize
 
 from facelab import rasterizer
 from facelab.augmentation import Degradations, degrade, occlude, procedural_backgrounds, to_bytes
-from facelab.colour import linear_to_srgb, srgb_to_linear
+from facelab.colour import linear_to_srgb
 from facelab.distributions import uniform
 from facelab.errors import ParameterError
 from facelab.image_formation import shade_vertices
-from facelab.methods.inversefacenet import (
-    DISTRIBUTION,
-    SIDE,
-    box_of,
-    clamp_parameters,
-    face_mask,
-    framed,
-)
+from facelab.methods.inversefacenet import DISTRIBUTION, SIDE, box_of, clamp_parameters, face_mask
 from facelab.morphable_model import MorphableModel
 
 # Sec. 7, standard deviations in the paper's units; degrees for the rotation, which is uniform
 NOISE = {"rotation": 5.0, "shape": 0.05, "expression": 0.1, "reflectance": 0.2, "light": 0.02}
 OCCLUDED = 0.15  # each of three kinds
 FLAWS = Degradations(probability=0.3)
-RATIO_BLUR = 0.02  # standard deviation, of the picture's side
-RATIO_LIMIT = 1.4  # a factor of four
 POPULATION = ("shape", "reflectance")  # with independent components of variance 1 in the model
 
 
@@ -68,7 +58,6 @@ def synthesise(
     side: int = SIDE,
     noise: bool = True,
     flaws: bool = False,
-    ratios: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Training pairs from parameters (B, layout.size): (pictures (B, 3, side, side) uint8, truth (B, P + 3)).
 
@@ -77,7 +66,6 @@ def synthesise(
     pixels, and enlarged from there; then masked like `network_input`. `side` 120 halves the pictures, which
     is what the small networks see. `flaws` (ours): some have hair, glasses or a hand before the face
     (`OCCLUDED`), some the flaws of a camera (`FLAWS`), as the pictures have that a network will meet.
-    `ratios` (B, V, 3) (ours): logarithms of what the colours are multiplied with, see `ratio_images`.
     """
     scene = DISTRIBUTION.decode(model, theta, SIDE)
     found = detector_noise(scene.landmarks, generator) if noise else scene.landmarks
@@ -94,8 +82,7 @@ def synthesise(
 
     shaded = shade_vertices(scene.vertices, model.triangles, camera, scene.light, scene.diffuse)
     index = rasterizer.rasterize(shaded.screen, model.triangles, width, width)
-    colours = shaded.colour if ratios is None else shaded.colour * ratios.to(shaded.colour).exp()
-    colours = linear_to_srgb(colours.clamp(0, 1))
+    colours = linear_to_srgb(shaded.colour.clamp(0, 1))
     values, _ = rasterizer.interpolate(shaded.screen, model.triangles, index, colours)
     background = procedural_backgrounds(len(theta), width, width, generator).to(values)
     image = torch.where(index[:, None] >= 0, values, background)
@@ -151,14 +138,13 @@ def breed(
     and every component of shape and reflectance from another.
     `people` (ours): estimates say little of what a network has not learned to see: of most expressions
     nothing, and that skin and shape go together is lost by crossing. So who stands there, with what face, is
-    drawn from the model (`MorphableModel.sample`); pose and light come from one target each, and row i of
-    `theta` still is where the light of children i, B + i, ... comes from.
+    drawn from the model (`MorphableModel.sample`); pose and light come from one target each.
     `errors` (N, 27) (ours): of the light, truth minus estimate on pictures whose truth is known. A random one
     instead of the printed noise makes a corpus cover every light that the network takes for the same.
     """
     parts = DISTRIBUTION.layout(model).split(theta.repeat(copies, 1))
     if people:
-        parts = parts | {"rotation": _shuffled(parts["rotation"], generator, False)}
+        parts = {name: _shuffled(part, generator, False) for name, part in parts.items()}
     elif cross:
         parts = {name: _shuffled(part, generator, name in POPULATION) for name, part in parts.items()}
     bred = {}
@@ -188,40 +174,6 @@ def population(model: MorphableModel, count: int, generator: torch.Generator) ->
         "reflectance": drawn["albedo"],
         "expression": drawn["expression"] / unit,
     }
-
-
-@torch.no_grad()
-def ratio_images(model: MorphableModel, inputs: Tensor, theta: Tensor, frame: Tensor) -> Tensor:
-    """What the model cannot say of pictures: log (B, V, 3) of their colours over those of their estimates.
-
-    Ratio images (Liu et al., SIGGRAPH 2001), per vertex, of masked inputs (B, 3, S, S) in [0, 1]: shadows
-    cast, highlights, stubble, a camera's curve; at most a factor of exp(`RATIO_LIMIT`). Both pictures are
-    blurred (`RATIO_BLUR`), because an estimate's brows are not where the picture's are. Where nothing is seen
-    the other half of the face speaks, or nobody. A channel's mean is taken away: light or skin can say it.
-    """
-    side = inputs.shape[-1]
-    scene = DISTRIBUTION.decode(model, theta, side)
-    camera = framed(scene.camera, frame, side)
-    shaded = shade_vertices(scene.vertices, model.triangles, camera, scene.light, scene.diffuse)
-    index = rasterizer.rasterize(shaded.screen, model.triangles, side, side)
-    drawn, _ = rasterizer.interpolate(shaded.screen, model.triangles, index, shaded.colour.clamp(0, 1))
-    both = ((inputs.amax(1, keepdim=True) > 0) & (index[:, None] >= 0)).to(inputs)
-    layers = torch.cat([srgb_to_linear(inputs) * both, drawn * both, both], 1)
-    soft = gaussian_filter(layers.cpu().numpy(), (0, 0, RATIO_BLUR * side, RATIO_BLUR * side))
-    seen, said, weight = torch.from_numpy(soft).to(inputs).clamp(min=0).split([3, 3, 1], 1)
-    dark = 0.01 * weight + 1e-6  # keeps the logarithm from what is black in both
-    ratio = ((seen + dark) / (said + dark)).log()
-
-    grid = (2 * shaded.screen[:, None, :, :2] / side - 1).clamp(-2, 2)
-    *channels, there = grid_sample(torch.cat([ratio, both], 1), grid, align_corners=False)[:, :, 0].unbind(1)
-    front = torch.zeros_like(there, dtype=torch.bool)
-    for vertices, pixels in zip(front, index):
-        vertices[model.triangles[pixels[pixels >= 0].unique()]] = True
-    known = (front & (there > 0.5))[..., None]
-    values = torch.where(known, torch.stack(channels, -1), 0.0)
-    values = torch.where(known, values - values.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(1), 0)
-    mirror = model.mirror if model.mirror.numel() else torch.arange(len(model.mean), device=inputs.device)
-    return torch.where(known, values, values[:, mirror]).clamp(-RATIO_LIMIT, RATIO_LIMIT)
 
 
 def _shuffled(part: Tensor, generator: torch.Generator, alone: bool) -> Tensor:

@@ -10,7 +10,6 @@ because the landmarks' box fills the picture, but dlib's landmarks miss the jaw 
 so three more outputs, the `frame`, say where in the picture the face's true box is.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,13 +119,6 @@ def box_of(landmarks: Tensor, side: int) -> Tensor:
     return torch.cat([(low + high) / (2 * side) - 0.5, length.log()], -1)
 
 
-def framed(camera: PerspectiveCamera, frame: Tensor, side: int) -> PerspectiveCamera:
-    """Cameras (B) of pictures of side×side px that the face's box fills -> with the box at frames (B, 3)."""
-    zoom = frame[:, 2].exp()
-    principal = side / 2 + side * frame[:, :2] + zoom[:, None] * (camera.principal - side / 2)
-    return replace(camera, focal=zoom * camera.focal, principal=principal)
-
-
 def clamp_parameters(model: MorphableModel, theta: Tensor) -> Tensor:
     """Parameters (..., layout.size) brought to where faces still are faces.
 
@@ -233,12 +225,14 @@ class InverseFaceNet:
 
     def camera(self, theta: Tensor, frame: Tensor, crop: Crop) -> PerspectiveCamera:
         """The camera that puts the face (P,) where its frame (3,) says, in pixels of the whole photo."""
-        camera = framed(DISTRIBUTION.decode(self.model, theta[None], SIDE).camera, frame[None], SIDE)
+        camera = DISTRIBUTION.decode(self.model, theta[None], SIDE).camera
+        zoom, middle = frame[2].exp(), theta.new_full((2,), SIDE / 2)
+        principal = middle + SIDE * frame[:2] + zoom * (camera.principal[0] - middle)
         return PerspectiveCamera(
             camera.rotation[0],
             camera.translation,
-            camera.focal[0] / crop.matrix[0, 0].to(theta),
-            crop.to_photo(camera.principal[0]),
+            zoom * camera.focal[0] / crop.matrix[0, 0].to(theta),
+            crop.to_photo(principal),
         )
 
     def reconstruct(self, image: Tensor) -> Reconstruction:
