@@ -157,15 +157,53 @@ def test_inversefacenet_goes_on_from_a_row_for_other_steps(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("small_inversefacenet")
-def test_inversefacenet_with_another_network_and_rate(tmp_path: Path) -> None:
+def test_inversefacenet_with_another_network_rate_and_optimizer(tmp_path: Path) -> None:
     places = ("--folder", tmp_path, "--pictures", tmp_path / "pictures", "--device", "cpu", "--steps", 5)
-    run(train_inversefacenet, "--row", "plain", "--network", "resnet18", "--rate", 1e-4, *places)
+    changes = ("--network", "resnet18", "--rate", 1e-4)
+    run(train_inversefacenet, "--row", "plain", *changes, *places)
+    adam = load_file(tmp_path / "plain.safetensors")
     card = json.loads((tmp_path / "plain.json").read_text())
     assert card["network"] == card["preset"]["network"] == "resnet18" and card["preset"]["rate"] == 1e-4
     said = InverseFaceNet.load(tmp_path / "plain.safetensors", subdivisions=0)
     assert "layer4.1.conv2.weight" in dict(said.network.network.named_parameters())
     with pytest.raises(SystemExit):
         run(train_inversefacenet, "--row", "resnet101", "--network", "small", *places)
+
+    again = ("--folder", tmp_path / "again", *places[2:])  # the same pictures
+    run(train_inversefacenet, "--row", "plain", *changes, "--optimizer", "adadelta", *again)
+    card = json.loads((tmp_path / "again" / "plain.json").read_text())
+    assert card["preset"]["optimizer"] == "adadelta"
+    other = load_file(tmp_path / "again" / "plain.safetensors")
+    assert not torch.equal(adam["network.fc.weight"], other["network.fc.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU")
+@pytest.mark.usefixtures("small_inversefacenet")
+def test_the_paper_s_preset_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`full` on a CPU, with few pictures and a small network: its optimizer, its breeding, its 240 px."""
+    full = train_inversefacenet.PRESETS["full"]
+    assert (full.corpus, full.steps, full.batch, full.breedings) == (200_000, 75_000, 32, 8)  # as printed
+    assert (full.optimizer, full.rate, full.weight_decay) == ("adadelta", 0.01, 0.001)
+    assert full.network == "alexnet"
+    few = {"corpus": 4, "steps": 10, "batch": 2, "breedings": 2, "bred": 4}
+    small = replace(full, network="small", pretrained=None, subdivisions=0, **few)
+    monkeypatch.setitem(train_inversefacenet.PRESETS, "full", small)
+    made: list[torch.optim.Optimizer] = []
+    make = train_inversefacenet.make_optimizer
+    monkeypatch.setattr(
+        train_inversefacenet, "make_optimizer", lambda *values: made.append(make(*values)) or made[-1]
+    )
+    run(
+        train_inversefacenet, "--row", "breeding", "--preset", "full", "--targets", "portrait:16",
+        "--folder", tmp_path, "--pictures", tmp_path / "pictures", "--device", "cpu",
+    )  # fmt: skip
+    assert isinstance(made[0], torch.optim.Adadelta)
+    assert made[0].param_groups[0]["lr"] == 0.01  # constant
+    assert made[0].param_groups[0]["weight_decay"] == 0.001
+    card = json.loads((tmp_path / "breeding.json").read_text())
+    assert card["presentations"] == 20 and card["row"] == "breeding"
+    bred = load_file(tmp_path / "breeding" / "stage_2" / "pictures" / "0000.safetensors")
+    assert bred["images"].shape == (4, 3, 240, 240)
 
 
 # After six steps nobody has a face of his own, and the script says so.
