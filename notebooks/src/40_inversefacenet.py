@@ -656,15 +656,16 @@ for key in ("row", "network", "presentations", "targets", "minutes", "hardware",
     print(f"{key:14} {card[key]}")
 
 # %% [markdown]
-# How its training went, beside the other rows' of Table 1; and what section 5 measured, for the long runs:
-# how far the pictures of each breeding step are from the targets, and how much the shapes in them vary.
+# How its training went, beside the second row of Table 1 and all that were bred; and what section 5 measured,
+# for the long runs: how far the pictures of each breeding step are from the targets, and how much the shapes
+# in them vary.
 
 # %%
 trainings = json.loads(Path("../results/inversefacenet_training.json").read_text())
 figure, axes = plt.subplots(1, 3, figsize=(12, 2.8), layout="constrained")
 colours = plt.get_cmap("tab20").colors
 for (name, training), colour in zip(trainings.items(), colours):
-    if name != "plain":  # another loss
+    if name == "model_space" or training.get("breeding"):
         losses = training["losses"]
         progress = np.linspace(0, 1, len(losses))
         axes[0].semilogy(progress, losses, lw=0.8, color=colour, label=name.replace("_", " "))
