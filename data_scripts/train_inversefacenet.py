@@ -446,7 +446,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="weights to start from (.safetensors with its card)")
     parser.add_argument("--steps", type=int, help="another length than the preset's")
     parser.add_argument("--network", choices=KINDS, help="another network than the preset's")
-    parser.add_argument("--optimizer", choices=("adadelta", "adamw"), help="another optimizer than the preset's")
+    parser.add_argument("--optimizer", choices=["adadelta", "adamw"], help="another than the preset's")
     parser.add_argument("--rate", type=float, help="another learning rate than the preset's")
     parser.add_argument("--folder", type=Path, default=Path("runs/inversefacenet"))
     parser.add_argument("--pictures", type=Path, default=Path("runs/inversefacenet/pictures"))
