@@ -899,7 +899,8 @@ for name, values in speed["milliseconds per picture"].items():
 #   ImageNet, 240 px and ten times the pictures (`--preset full`, not run) that may turn round.
 # - *AdaDelta* with a constant rate of 0.01 and a weight decay of 0.001, as printed, learns on the same
 #   pictures in as many steps a little less than our AdamW, whose rate falls to zero: 17.0 levels, 3.13 mm and
-#   5.7° on `in_model` against 15.5, 2.80 and 4.6. On `outside` the two are alike. `full` uses it.
+#   5.7° on `in_model` against 15.5, 2.80 and 4.6; on `outside` nearly as much (24.6 levels both, 3.88 and
+#   3.78 mm). `full` uses it.
 # - *Time.* One pass of the network is seven hundred times faster than fitting the same picture, in batches
 #   of 64 more than a thousand times. Then the landmark detector takes nearly all of the time.
 #
@@ -908,7 +909,7 @@ for name, values in speed["milliseconds per picture"].items():
 # **Where do the millimetres on `outside` come from?** Its people are not the model's, nor are its skins and
 # lights, nor is dlib always right. We take one of these away after the other: true landmarks instead of
 # dlib's; the same face, drawn by the renderer that the network was trained with; with a skin of the model's;
-# at last with the nearest shape that the model has. On `in_model` the same steps should change little.
+# at last with the nearest shape that the model has. `in_model` goes through the same steps, to compare.
 
 # %%
 fine = method.model
@@ -979,8 +980,8 @@ for test_set in ("in_model", "outside"):
 # Poses and lights are all that this breeding takes from its targets, and they are not among the reasons.
 # That is why it lowers the errors of colours and pose, and not that of shape. Breeding the shapes themselves,
 # as printed, brings home what the network says of them, which is too little to widen a population. The paper
-# breeds from the corpus of section 5, whose expressions no face makes; where the model draws people, targets
-# have less to add.
+# breeds from the corpus of section 5, whose expressions hardly any face makes; where the model draws people,
+# targets have less to add.
 #
 # **Three experiments** on faces whose truth we know: turn the head, darken one side, cover the mouth.
 
