@@ -868,10 +868,10 @@ for name, values in speed["milliseconds per picture"].items():
 #   -> 20.6 levels), but it is trained longer, on people and with flaws. Two pairs of rows differ in nothing
 #   but whose poses and lights the corpus has (and in that bred pictures come step by step, in eight
 #   portions). "People, bred" against "people, unbred" on `outside`: 24.8 -> 22.5 levels (-9 %), 3.60 -> 3.50
-#   mm (-3 %), 9.8 -> 7.6 degrees (-22 %). With flaws, 22.1 -> 20.6 levels (-7 %), 3.03 -> 3.05 mm, 5.7 -> 5.3
-#   degrees; on `path_traced` 19.9 -> 18.9 levels, 3.05 -> 2.87 mm (-6 %), 5.1 -> 4.3 degrees (-15 %). So
-#   breeding brings most of what we hoped in colours and in pose and, on `outside`, nothing in shape. The
-#   next section looks for the reason.
+#   mm (-3 %), 9.8 -> 7.6 degrees (-22 %). Each goes on with flaws: then 22.1 -> 20.6 levels (-7 %), 3.03 ->
+#   3.05 mm, 5.7 -> 5.3 degrees; on `path_traced` 19.9 -> 18.9 levels (-5 %), 3.05 -> 2.87 mm (-6 %), 5.1 ->
+#   4.3 degrees (-15 %). So breeding alone misses the aim: it brings most of it in colours, and in shape, on
+#   `outside`, nothing. The next section looks for the reason.
 # - *Millimetres.* Size is part of the shape here, and a picture from an unknown distance hardly shows it;
 #   the column "size free" forgives it. Skin and shape of people go together, so some of the size can be
 #   told. Fitting, with a median half of its mean, is at 2.19 mm on `in_model` on average.
