@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ from anthropometry import (
     Calipers,
     Floats,
     Norm,
+    compare,
     is_frontal,
     photograph_norm,
     photograph_ratios,
     pooled_norm,
     portrait,
     read_table,
+    table,
 )
 from pigment import individual_typology_angle_degrees, linear_rgb_to_lab
 from uv_maps import vertex_normals
@@ -45,27 +47,6 @@ from report import describe_run
 RESULTS = Path(__file__).parent / "results"
 CHUNK = 200
 QUANTILES = (1, 5, 25, 50, 75, 95, 99)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measure of the model beside people's."""
-
-    measure: str
-    model_mean: float
-    model_sd: float
-    people_mean: float
-    people_sd: float
-    shift: float
-    spread: float
-    sources: tuple[str, ...]
-
-
-def compare(measure: str, values: Floats, norm: Norm) -> Row:
-    """How far the values (N,) lie from the norm."""
-    mean, sd = float(values.mean()), float(values.std(ddof=1))
-    shift = (mean - norm.mean) / norm.sd
-    return Row(measure, mean, sd, norm.mean, norm.sd, shift, sd / norm.sd, norm.sources)
 
 
 def place_calipers(model: MorphableModel) -> Calipers:
@@ -111,16 +92,6 @@ def photograph_norms(folder: Path) -> tuple[int, Callable[[str], Norm]]:
     return len(marks), norm
 
 
-def table(rows: list[Row], digits: int) -> str:
-    """Markdown."""
-    lines = ["| measure | model | people | shift / sd | spread |", "|---|---|---|---|---|"]
-    for row in rows:
-        model = f"{row.model_mean:.{digits}f} ± {row.model_sd:.{digits}f}"
-        people = f"{row.people_mean:.{digits}f} ± {row.people_sd:.{digits}f}"
-        lines.append(f"| {row.measure} | {model} | {people} | {row.shift:+.2f} | {row.spread:.2f} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -151,8 +122,8 @@ def main() -> None:
     text = (
         f"{arguments.people} sampled people, neutral, calipers in mm (people: equal shares of three groups "
         f"and two sexes):\n\n{table(calipers, 1)}\n\nFrontal pictures, over the outer canthal distance "
-        f"({photos} photographs):\n\n{table(ratios, 3)}\n\nMean skin of the face, CIELAB under D65:\n\n{skin}\n\n"
-        f"{', '.join(f'{key} {value}' for key, value in run.items())}\n"
+        f"({photos} photographs):\n\n{table(ratios, 3)}\n\nMean skin of the face, CIELAB under D65:\n\n"
+        f"{skin}\n\n{', '.join(f'{key} {value}' for key, value in run.items())}\n"
     )
     print(text)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """People measured with calipers and in photographs: the table, and the same measures on a face mesh.
 
 `anthropometry.json` holds the numbers with the source of each. A measure here is what its source defines, as
-far as the mesh has the points: breadths are the widest of a patch, the others distances between landmarks. What
-calipers did not measure (brows), frontal photographs did, as ratios to the distance of the outer canthi.
+far as the mesh has the points: breadths are the widest of a patch, others distances between landmarks. What
+calipers did not measure, frontal photographs did, as ratios to the distance of the outer canthi.
 """
 
 import json
@@ -119,6 +119,10 @@ class Calipers:
         """(N, 68, 3) mm."""
         return np.einsum("nlkc,lk->nlc", shapes[:, self.triangles], self.weights)
 
+    def ratios(self, shapes: Floats) -> dict[str, Floats]:
+        """What a frontal photograph of each shape shows, (N,) each; see `photograph_ratios`."""
+        return photograph_ratios(portrait(self.landmarks(shapes)))
+
     def measure(self, shapes: Floats) -> dict[str, Floats]:
         """Every one of MEASURES, (N,) mm each."""
         marks = self.landmarks(shapes)
@@ -183,3 +187,34 @@ def pooled_norm(table: dict, measure: str) -> Norm | None:
     spread = float(np.sqrt(np.mean(np.square(within)) + between))
     sources = tuple(sorted({source for norm in known for source in norm.sources}))
     return Norm(float(np.mean([norm.mean for norm in known])), spread, sources)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of the model beside people's."""
+
+    measure: str
+    model_mean: float
+    model_sd: float
+    people_mean: float
+    people_sd: float
+    shift: float
+    spread: float
+    sources: tuple[str, ...]
+
+
+def compare(measure: str, values: Floats, norm: Norm) -> Row:
+    """How far the values (N,) lie from the norm."""
+    mean, sd = float(values.mean()), float(values.std(ddof=1))
+    shift = (mean - norm.mean) / norm.sd
+    return Row(measure, mean, sd, norm.mean, norm.sd, shift, sd / norm.sd, norm.sources)
+
+
+def table(rows: list[Row], digits: int) -> str:
+    """Markdown."""
+    lines = ["| measure | model | people | shift / sd | spread |", "|---|---|---|---|---|"]
+    for row in rows:
+        model = f"{row.model_mean:.{digits}f} ± {row.model_sd:.{digits}f}"
+        people = f"{row.people_mean:.{digits}f} ± {row.people_sd:.{digits}f}"
+        lines.append(f"| {row.measure} | {model} | {people} | {row.shift:+.2f} | {row.spread:.2f} |")
+    return "\n".join(lines)

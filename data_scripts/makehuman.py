@@ -143,6 +143,91 @@ class Population:
     age: Floats  # (N,) 0 young adult .. 1 old
 
 
+@dataclass(frozen=True)
+class Slider:
+    """A pair of opposite local targets, or the left or right one of such a pair."""
+
+    name: str
+    side: str  # "left", "right" or "unsided"
+    positive: str  # path of a target inside the folder of targets, without its ending
+    negative: str
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation that looks like ordinary adults."""
+        return SLIDER_SIGMA * SLIDER_SCALE.get(self.name, 1.0)
+
+
+class Targets:
+    """MakeHuman's targets at the chosen vertices (K,) of the base mesh."""
+
+    def __init__(self, chosen: Ints, folder: Path | None = None) -> None:
+        self.chosen, self.folder = chosen, (folder or data_folder()) / "mpfb2/targets"
+
+    def read(self, name: str) -> Floats:
+        """Offsets of one target at full strength, (K * 3,) mm."""
+        dense = np.zeros((VERTICES, 3), np.float32)
+        ids, offsets = read_target(self.folder / f"{name}.target.gz")
+        dense[ids] = offsets
+        return dense[self.chosen].ravel()
+
+    def local(self) -> list[Slider | str]:
+        """Sliders of the face, and head shapes ("oval", "round", ...) that only go one way, as names."""
+        layout = json.loads((self.folder / "target.json").read_text())
+        found: list[Slider | str] = []
+        for category in CATEGORIES:
+            for slider in layout[category]["categories"]:
+                name = slider["name"]
+                if name.startswith(SKIPPED):
+                    continue
+                if "opposites" not in slider:
+                    found += [f"{category}/{target}" for target in slider["targets"]]
+                    continue
+                for side in ("left", "right", "unsided"):
+                    ends = [slider["opposites"][f"{sign}-{side}"] for sign in ("positive", "negative")]
+                    if all(ends):
+                        found.append(Slider(name, side, *(f"{category}/{end}" for end in ends)))
+        return found
+
+    def asymmetric(self) -> list[str]:
+        """Names, without "-l" and "-r", of what pushes a part of the head to one side."""
+        names = [p.name.removesuffix("-l.target.gz") for p in self.folder.glob("asym/asym-*-l.target.gz")]
+        return [f"asym/{name}" for name in sorted(names) if "breast" not in name and "trunk" not in name]
+
+
+def macro_shares(
+    ancestry: Floats, gender: Floats, age: Floats, height: Floats
+) -> dict[str, NDArray[np.float64]]:
+    """Strength (N,) of each target of ancestry (N, 3), sex, age and height, all in [0, 1].
+
+    They are multilinear: a product of shares per target.
+    """
+    share = dict(zip(ANCESTRIES, ancestry.T)) | {"male": 1 - gender, "female": gender}
+    share |= {"young": 1 - age, "old": age, "minheight": 1 - height, "maxheight": height}
+    strengths = {}
+    for sex in ("male", "female"):
+        for years in ("young", "old"):
+            both = share[sex] * share[years]
+            for origin in ANCESTRIES:
+                strengths[f"macrodetails/{origin}-{sex}-{years}"] = share[origin] * both
+            body = f"{sex}-{years}-averagemuscle-averageweight"
+            strengths[f"macrodetails/universal-{body}"] = both
+            for stature in ("minheight", "maxheight"):
+                strengths[f"macrodetails/height/{body}-{stature}"] = share[stature] * both
+    return strengths
+
+
+def sample_macros(
+    count: int, rng: np.random.Generator
+) -> tuple[Floats, Floats, Floats, dict[str, NDArray[np.float64]]]:
+    """Ancestry (N, 3), gender and age (N,) of `count` adults, and the strengths of their targets."""
+    ancestry = rng.dirichlet([0.4, 0.4, 0.5], count)  # mostly one group, some mixtures
+    gender = np.where(rng.random(count) < 0.5, rng.beta(1.2, 6, count), 1 - rng.beta(1.2, 6, count))
+    age = 0.9 * rng.beta(1.1, 1.9, count)
+    height = np.clip(rng.normal(0.5, 0.05, count), 0, 1)  # the whole range would scale heads by 19 %
+    return ancestry, gender, age, macro_shares(ancestry, gender, age, height)
+
+
 def sample_population(
     mesh: BaseMesh, chosen: Ints, count: int, rng: np.random.Generator, folder: Path | None = None
 ) -> Population:
@@ -150,71 +235,31 @@ def sample_population(
 
     The distributions were tuned by eye and against head measurements (eyes 62 mm apart, 3 mm RMS deviation).
     """
-    targets = (folder or data_folder()) / "mpfb2/targets"
-
-    def read(name: str) -> Floats:
-        dense = np.zeros((VERTICES, 3), np.float32)
-        ids, offsets = read_target(targets / f"{name}.target.gz")
-        dense[ids] = offsets
-        return dense[chosen].ravel()
-
-    ancestry = rng.dirichlet([0.4, 0.4, 0.5], count)  # mostly one group, some mixtures
-    gender = np.where(rng.random(count) < 0.5, rng.beta(1.2, 6, count), 1 - rng.beta(1.2, 6, count))
-    age = 0.9 * rng.beta(1.1, 1.9, count)
-    height = np.clip(rng.normal(0.5, 0.05, count), 0, 1)  # the whole range would scale heads by 19 %
-    rows: list[Floats] = []
-    weights: list[NDArray[np.float64]] = []
-
-    # Ancestry, sex, age and height are multilinear: a product of shares per target.
-    share = dict(zip(ANCESTRIES, ancestry.T)) | {"male": 1 - gender, "female": gender}
-    share |= {"young": 1 - age, "old": age, "minheight": 1 - height, "maxheight": height}
-    for sex in ("male", "female"):
-        for years in ("young", "old"):
-            both = share[sex] * share[years]
-            for origin in ANCESTRIES:
-                rows.append(read(f"macrodetails/{origin}-{sex}-{years}"))
-                weights.append(share[origin] * both)
-            body = f"{sex}-{years}-averagemuscle-averageweight"
-            rows.append(read(f"macrodetails/universal-{body}"))
-            weights.append(both)
-            for stature in ("minheight", "maxheight"):
-                rows.append(read(f"macrodetails/height/{body}-{stature}"))
-                weights.append(share[stature] * both)
+    targets = Targets(chosen, folder)
+    ancestry, gender, age, strengths = sample_macros(count, rng)
+    rows = [targets.read(name) for name in strengths]
+    weights = list(strengths.values())
 
     # Local sliders: a negative and a positive target; the left and right ones of a pair differ a little.
-    layout = json.loads((targets / "target.json").read_text())
     pair_values: dict[str, NDArray[np.float64]] = {}
-    for category in CATEGORIES:
-        for slider in layout[category]["categories"]:
-            name = slider["name"]
-            if name.startswith(SKIPPED):
-                continue
-            if "opposites" not in slider:  # a head shape ("oval", "round", ...), half of them active
-                for target in slider["targets"]:
-                    rows.append(read(f"{category}/{target}"))
-                    weights.append(np.maximum(rng.normal(0, 0.25, count), 0) * (rng.random(count) < 0.5))
-                continue
-            sigma = SLIDER_SIGMA * SLIDER_SCALE.get(name, 1.0)
-            for side in ("left", "right", "unsided"):
-                negative = slider["opposites"][f"negative-{side}"]
-                positive = slider["opposites"][f"positive-{side}"]
-                if not (negative and positive):
-                    continue
-                if side == "unsided":
-                    value = np.clip(rng.normal(0, sigma, count), -0.9, 0.9)
-                else:
-                    if name not in pair_values:
-                        pair_values[name] = np.clip(rng.normal(0, sigma, count), -0.9, 0.9)
-                    value = np.clip(pair_values[name] + rng.normal(0, 0.15 * sigma, count), -1, 1)
-                rows += [read(f"{category}/{positive}"), read(f"{category}/{negative}")]
-                weights += [np.maximum(value, 0), np.maximum(-value, 0)]
-
-    for left in sorted(targets.glob("asym/asym-*-l.target.gz")):
-        name = left.name.removesuffix("-l.target.gz")
-        if "breast" in name or "trunk" in name:
+    for slider in targets.local():
+        if isinstance(slider, str):  # half of the head shapes are active
+            rows.append(targets.read(slider))
+            weights.append(np.maximum(rng.normal(0, 0.25, count), 0) * (rng.random(count) < 0.5))
             continue
+        sigma = slider.sigma
+        if slider.side == "unsided":
+            value = np.clip(rng.normal(0, sigma, count), -0.9, 0.9)
+        else:
+            if slider.name not in pair_values:
+                pair_values[slider.name] = np.clip(rng.normal(0, sigma, count), -0.9, 0.9)
+            value = np.clip(pair_values[slider.name] + rng.normal(0, 0.15 * sigma, count), -1, 1)
+        rows += [targets.read(slider.positive), targets.read(slider.negative)]
+        weights += [np.maximum(value, 0), np.maximum(-value, 0)]
+
+    for name in targets.asymmetric():
         value = rng.normal(0, 0.07, count)
-        rows += [read(f"asym/{name}-l"), read(f"asym/{name}-r")]
+        rows += [targets.read(f"{name}-l"), targets.read(f"{name}-r")]
         weights += [np.maximum(value, 0), np.maximum(-value, 0)]
 
     shapes = np.stack(weights, 1).astype(np.float32) @ np.stack(rows)

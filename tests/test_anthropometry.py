@@ -10,7 +10,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "data_scripts"))
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import anthropometry
-from calipers import compare, measure_model, place_calipers
+from calipers import measure_model, place_calipers
 
 from facelab.geometry import euler_to_matrix
 from facelab.morphable_model import MorphableModel
@@ -78,7 +78,7 @@ def test_measures_of_the_shipped_model_are_those_of_faces(model: MorphableModel,
     measures, marks = measure_model(model, drawn)
     assert marks.shape == (60, 68, 3)
     for name, values in measures.items():
-        row = compare(name, values, anthropometry.pooled_norm(table, name))
+        row = anthropometry.compare(name, values, anthropometry.pooled_norm(table, name))
         assert abs(row.shift) < 3 and 0.3 < row.spread < 2, row
 
 
