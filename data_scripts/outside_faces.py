@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from build_face_model import FLIP, PEOPLE, SEED, Shape, draw_maps, refine
+from build_face_model import FLIP, PEOPLE, SEED, draw_maps, refine
 from face_cage import Cage, crop_face
 from face_painter import Painter
 from makehuman import (
@@ -180,11 +180,8 @@ class Busts:
         self._prepare_rest(base, kept, quads.reshape(-1, 4))
 
     def _prepare_paint(self, cage: Cage, painted_shadow: float) -> None:
-        empty = np.zeros(0, np.float32)
-        nobody = Population(empty, empty, empty, empty)
-        shape = Shape(cage, self.mean, empty, empty, empty, empty, {}, nobody, empty)
-        levels, uv, uv_triangles = refine(shape)
-        maps = draw_maps(shape, levels, uv, uv_triangles, MAP)
+        levels, uv, uv_triangles = refine(cage, self.mean)
+        maps = draw_maps(levels[-1], cage.nose_tip, uv, uv_triangles, MAP)
         self.painter = Painter(levels[-1], uv, uv_triangles, maps, self.people, self.seed)
         eyes = [(*eye[:3], 0.95 + painted_shadow * (eye[3] - 0.95)) for eye in self.painter.eyes]
         self.painter.eyes = eyes
