@@ -19,17 +19,31 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from facelab.errors import FacelabError, ModelFileError, PhotoNotFoundError
+from facelab.errors import FacelabError, ModelFileError, ParameterError, PhotoNotFoundError
 from facelab.photos import DlibDetector, LandmarkDetector, crop_face, find_face, load_photo
+from facelab.photos.guard import find_file, guarded, shown
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+PICTURES = {
+    *(".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"),
+    *(".avif", ".heic", ".heif", ".jp2"),
+}
 
 
 def list_pictures(folder: str | Path) -> list[Path]:
-    """The picture files below a folder, sorted. Raises PhotoNotFoundError if there are none."""
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+    """The picture files below a folder (`~` is expanded), sorted; no pipes, devices, or links that lead out.
+
+    Raises PhotoNotFoundError if there are none.
+    """
+    with guarded(f"The folder '{shown(folder)}' cannot be read; check the path", PhotoNotFoundError):
+        folder = find_file(folder)
+        home = folder.resolve()
+        paths = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in PICTURES and path.is_file() and path.resolve().is_relative_to(home)
+        )
     if not paths:
-        raise PhotoNotFoundError(f"There are no pictures in the folder '{folder}'; check the path.")
+        raise PhotoNotFoundError(f"There are no pictures in the folder '{shown(folder)}'; check the path.")
     return paths
 
 
@@ -84,18 +98,28 @@ class PhotoFolder(Dataset):
         progress: bool = True,
         **crop: float,
     ) -> None:
-        self.folder, self.size, self.crop = Path(folder), size, crop
+        self.folder, self.size, self.crop = find_file(folder), size, crop
         self.failures: dict[str, str] = {}
         self._photos: list[tuple[Path, Tensor]] = []
-        cache = Path(cache or self.folder / "facelab_landmarks.jsonl")
-        search = _Search(list_pictures(folder), detector or DlibDetector(), _read_lines(cache))
+        cache = find_file(cache or self.folder / "facelab_landmarks.jsonl")
+        problem = f"The landmark file '{shown(cache)}' cannot be read and written; give another as `cache`"
+        if cache.exists() and not cache.is_file():
+            raise ParameterError(f"{problem}.")
+        paths = list_pictures(folder)
+        try:
+            search = _Search(paths, detector or DlibDetector(), _read_lines(cache))
+            self._find(search, workers, cache, progress)
+        except OSError as error:  # of the landmark file: those of pictures become records
+            raise ParameterError(f"{problem} ({error.strerror}).") from error
+
+    def _find(self, search: "_Search", workers: int, cache: Path, progress: bool) -> None:
         loader = DataLoader(search, batch_size=None, num_workers=workers)
-        with cache.open("a") as file:
+        with cache.open("ab") as file:
             if file.tell() and not cache.read_bytes().endswith(b"\n"):
-                file.write("\n")  # closes a line that a kill cut off
+                file.write(b"\n")  # closes a line that a kill cut off
             for path, record in zip(search.paths, tqdm(loader, unit=" photos", disable=not progress)):
                 if record.pop("new"):
-                    file.write(json.dumps(record) + "\n")
+                    file.write(json.dumps(record).encode() + b"\n")
                     file.flush()
                 if "error" in record:
                     self.failures[str(path.relative_to(self.folder))] = record["error"]
@@ -113,13 +137,18 @@ class PhotoFolder(Dataset):
 
 
 def _read_lines(cache: Path) -> dict[str, dict[str, Any]]:
-    """Records by key; a last line cut off by a kill is passed over."""
+    """Records by key; a line that is cut off or damaged is passed over, and its picture looked at again."""
     known = {}
-    for line in cache.read_text().splitlines() if cache.is_file() else []:
+    for line in cache.read_bytes().splitlines() if cache.is_file() else []:
         try:
             record = json.loads(line)
-            known[record["key"]] = record
-        except (ValueError, KeyError, TypeError):
+            points = torch.tensor(record.get("landmarks", [[0.0, 0.0]] * 68), dtype=torch.float32)
+            whole = isinstance(record.get("error", ""), str) and ("error" in record) != (
+                "landmarks" in record
+            )
+            if whole and points.shape == (68, 2) and points.isfinite().all():
+                known[str(record["key"])] = record
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):  # RecursionError too
             continue
     return known
 

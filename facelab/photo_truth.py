@@ -5,16 +5,16 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from facelab.errors import ModelFileError, PhotoNotFoundError
 from facelab.photo_folders import PhotoFolder, list_pictures
 from facelab.photos import crop_face, load_photo
+from facelab.photos.guard import guarded, shown
+from facelab.photos.load import MAX_BYTES, open_picture
 from facelab.records import FaceRecord
 
 LANDMARK_FILE = "landmarks68.npz"
@@ -119,11 +119,13 @@ def _read_landmarks(folder: Path) -> dict[str, Tensor]:
     path = folder / LANDMARK_FILE
     if not path.is_file():
         return {}
-    try:
+    with guarded(f"'{shown(path)}' cannot be read; it needs names and landmarks", ModelFileError):
         with np.load(path, allow_pickle=False) as file:
+            if sum(member.file_size for member in file.zip.infolist()) > MAX_BYTES:
+                raise ModelFileError(f"'{shown(path)}' unpacks to more than 1 GiB; give another file.")
             names, points = file["names"], torch.from_numpy(file["landmarks"]).float()
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-        raise ModelFileError(f"'{path}' cannot be read ({error}); it needs names and landmarks.") from error
+        if names.ndim != 1 or names.dtype.kind != "U":
+            raise ModelFileError(f"'{shown(path)}' needs names (N,) as text, not {names.dtype}.")
     if points.shape != (len(names), 68, 2) or not points.isfinite().all():
         raise ModelFileError(
             f"'{path}' needs finite landmarks ({len(names)}, 68, 2), not {tuple(points.shape)}."
@@ -133,10 +135,10 @@ def _read_landmarks(folder: Path) -> dict[str, Tensor]:
 
 def _read_mask(path: Path, image: Tensor) -> Tensor:
     """(1, H, W) bool: the skin, nose, eyes, brows and lips of a CelebAMask-HQ class map."""
-    try:
-        classes = np.asarray(Image.open(path))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ModelFileError(f"The mask '{path}' is not a picture ({error}); restore it.") from error
+    problem = f"The mask '{shown(path)}' is not a picture; restore it"
+    with guarded(problem, ModelFileError), open_picture(path) as picture:
+        same = (picture.height, picture.width) == image.shape[1:]  # else it is not decoded
+        classes = np.asarray(picture) if same else np.zeros((1, 1), np.uint8)
     mask = np.isin(classes, FACE_CLASSES)
     if classes.shape != image.shape[1:] or classes.max() > 18 or not mask.any():
         raise ModelFileError(

@@ -12,7 +12,14 @@ from facelab.photos.crop import (
     share_outside,
     skin_mask,
 )
-from facelab.photos.detect import DlibDetector, Face, LandmarkDetector, find_face
+from facelab.photos.detect import (
+    DlibDetector,
+    Face,
+    LandmarkDetector,
+    find_face,
+    find_faces,
+    number_faces,
+)
 from facelab.photos.load import check_image, load_photo
 
 __all__ = [
@@ -23,9 +30,11 @@ __all__ = [
     "check_image",
     "crop_face",
     "find_face",
+    "find_faces",
     "landmark_confidence",
     "landmark_mask",
     "load_photo",
+    "number_faces",
     "share_outside",
     "skin_mask",
 ]
