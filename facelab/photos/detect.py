@@ -96,9 +96,8 @@ class DlibDetector:
     """dlib's face detectors (King 2009, 2015) and its 68-point predictor (Kazemi and Sullivan, CVPR 2014).
 
     The HOG detector is tried as is and at double size, then with a grey frame (faces cut by the border), on
-    the turned picture (by multiples of 30°), then
-    dlib's slower CNN; if the picture is larger than `detection_size`, last in tiles at finer scales, until
-    faces of 40 px of the photo are found. Landmarks are the mean of predictions from seven slightly moved
+    the picture turned by multiples of 30°, then dlib's slower CNN; if the picture is larger than
+    `detection_size`, last in tiles at finer scales, down to faces of 40 px of the photo. Landmarks are the mean of predictions from seven slightly moved
     boxes on a chip of the photo that is turned upright, which also undoes dlib's rounding to whole pixels.
     Beyond the photo's border the chip is its mirror image, and points may lie there.
 
