@@ -81,9 +81,9 @@ def is_frontal(marks: Floats) -> NDArray[np.bool_]:
 
 
 def portrait(points: Floats) -> Floats:
-    """Points (N, P, 3) mm in a frontal picture taken from PHOTO_DISTANCE, (N, P, 2)."""
-    depth = PHOTO_DISTANCE - (points[..., 2:] - points[..., 2:].mean(1, keepdims=True))
-    return points[..., :2] * PHOTO_DISTANCE / depth
+    """Points (N, P, 3) mm in a frontal picture of their centre from PHOTO_DISTANCE, (N, P, 2)."""
+    centred = points - points.mean(1, keepdims=True)
+    return centred[..., :2] * PHOTO_DISTANCE / (PHOTO_DISTANCE - centred[..., 2:])
 
 
 @dataclass

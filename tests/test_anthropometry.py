@@ -92,5 +92,8 @@ def test_ratios_in_pictures(model: MorphableModel) -> None:
     assert anthropometry.is_frontal(straight)[0] and not anthropometry.is_frontal(turned)[0]
     for name, value in anthropometry.photograph_ratios(straight).items():
         assert value == pytest.approx(anthropometry.photograph_ratios(0.3 * straight)[name])
-    near_is_larger = np.float64([[[10.0, 0, 50], [10.0, 0, -50]]])
-    assert np.ptp(anthropometry.portrait(near_is_larger)[0, :, 0]) > 0.5
+    elsewhere = anthropometry.portrait(marks.numpy()[None] + [30, 700, -50])
+    np.testing.assert_allclose(elsewhere, straight, atol=1e-9)
+    near_is_larger = np.float64([[[10.0, 0, 50], [10.0, 0, -50], [-20.0, 0, 0]]])
+    near, far, _ = anthropometry.portrait(near_is_larger)[0, :, 0]
+    assert near > far + 0.5
