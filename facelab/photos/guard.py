@@ -28,7 +28,8 @@ def guarded(problem: str, error: type[FacelabError] = PhotoError) -> Iterator[No
         why = " ".join(shown(caught).split())[:200] or type(caught).__name__
         if isinstance(caught, MemoryError):
             error, why = ImageTooLargeError, "there is not enough memory; use a smaller picture"
-        raise error(f"{problem} ({why}).") from caught
+        named = error(f"{problem} ({why}).")
+        raise named from caught
 
 
 def find_file(path: str | Path) -> Path:
