@@ -97,9 +97,10 @@ class DlibDetector:
 
     The HOG detector is tried as is and at double size, then with a grey frame (faces cut by the border), on
     the picture turned by multiples of 30°, then dlib's slower CNN; if the picture is larger than
-    `detection_size`, last in tiles at finer scales, down to faces of 40 px of the photo. Landmarks
-    are the mean of predictions from seven slightly moved boxes on a chip of the photo that is turned upright, which also undoes dlib's rounding to whole pixels.
-    Beyond the photo's border the chip is its mirror image, and points may lie there.
+    `detection_size`, last in tiles at finer scales, down to faces of 40 px of the photo. Landmarks are the
+    mean of predictions from seven slightly moved boxes on a chip of the photo that is turned upright, which
+    also undoes dlib's rounding to whole pixels. Beyond the photo's border the chip is its mirror image, and
+    points may lie there.
 
     The predictor's file was trained on iBUG 300-W, whose images are for NON-COMMERCIAL use: replace this
     detector (any `LandmarkDetector`) in a commercial product.
