@@ -311,7 +311,7 @@ class MorphableModel:
         """The 68 landmarks (..., 68, 3) of `vertices` (..., V, 3), in the space of the vertices.
 
         With `rotation` (..., 3, 3) from model to camera, jaw landmarks slide along `contour_rows` to the
-        point that lies furthest out in the picture: on a turned head the annotated jaw line is the visible
+        point that lies furthest to the head's side in the picture: on a turned head the annotated jaw line is the visible
         contour, not a fixed line on the skin. The choice is discrete; gradients flow into the chosen points.
         """
         index, weight = self.landmark_embedding(vertices, rotation)
@@ -336,7 +336,10 @@ class MorphableModel:
         points = (vertices[..., corners[:17], :] * self.landmark_weights[:17, :, None]).sum(-2)
         rows = vertices[..., self.contour_rows.clamp(min=0), :].expand(*batch, *self.contour_rows.shape, 3)
         candidates = torch.cat([points[..., None, :].expand(*batch, 17, 1, 3), rows], -2)
-        outward = (candidates * rotation[..., 0, None, None, :]).sum(-1)  # x in the camera's picture
+        # sideways in the picture as the head stands there: across the projection of its own up axis
+        up = torch.nn.functional.normalize(rotation[..., :2, 1], dim=-1)
+        side = up[..., 1:] * rotation[..., 0, :] - up[..., :1] * rotation[..., 1, :]
+        outward = (candidates * side[..., None, None, :]).sum(-1)
         outward[..., :8, :] *= -1
         outward[..., 1:].masked_fill_(self.contour_rows < 0, -math.inf)
         best = outward.argmax(-1)  # (..., 17); 0 keeps the landmark itself

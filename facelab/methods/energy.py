@@ -10,14 +10,17 @@ observations a face's pixels are worth. Residuals and Jacobians are in `residual
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from facelab.errors import ParameterError
 from facelab.illumination import sh_basis
+from facelab.methods.exposure import Exposure
 from facelab.methods.residuals import SHARED, Estimate, VertexBases, robust_weights
 
 JAW = slice(0, 17)
@@ -46,6 +49,27 @@ class Settings:
     levels: tuple[tuple[int, int, int], ...] = ((60, 0, 12), (60, 0, 6), (120, 1, 8), (240, 1, 8))
     """(size in pixels, subdivisions of the mesh, iterations), coarse to fine."""
 
+    def __post_init__(self) -> None:
+        positive = ("size", "focal", "landmark_sigma", "doubted_sigma", "jaw_factor", "landmark_outlier",
+                    "colour_sigma", "colour_outlier", "observations", "exposure", "light_chroma_sigma")  # fmt: skip
+        for name in positive:
+            values = np.atleast_1d(np.asarray(getattr(self, name), dtype=float))
+            if not (np.isfinite(values).all() and (values > 0).all()):
+                raise ParameterError(f"The setting {name} must be finite and above 0, not {getattr(self, name)}.")
+        for name in ("landmark_sigma", "doubted_sigma", "colour_sigma"):
+            if not operator.le(*getattr(self, name)):
+                raise ParameterError(f"The setting {name} is (least, most), not {getattr(self, name)}.")
+        if min(self.identity, self.expression, self.albedo, self.landmark_iterations) < 0:
+            raise ParameterError("Numbers of components and of iterations cannot be negative.")
+        if not self.levels or any(
+            not (8 <= size <= self.size and 0 <= subdivisions <= 2 and iterations >= 0)
+            for size, subdivisions, iterations in self.levels
+        ):
+            raise ParameterError(
+                f"A level is (8 to {self.size} px, 0 to 2 subdivisions, iterations), and there is at least one; "
+                f"got {self.levels}."
+            )
+
 
 @dataclass(frozen=True)
 class View:
@@ -55,27 +79,40 @@ class View:
     image: Tensor | None = None  # (3, S, S) sRGB at the size that is compared; None: landmarks only
     landmark_sigma: float = 1.2  # px at 240
     colour_sigma: float = 0.1  # what the model is expected not to explain, sRGB
+    inside: Tensor | None = None  # (1, S, S) bool: where the photograph is, at the size of the image
+    spread: Tensor | None = None  # (68, 1) factor on each landmark's sigma
+    exposure: Exposure = Exposure()
 
 
-def observe(
-    bases: VertexBases, estimate: Estimate, landmarks: Tensor, image: Tensor, settings: Settings
-) -> View:
-    """A photograph with the noise of its landmarks and colours, estimated around the present estimate.
+def observe(bases: VertexBases, estimate: Estimate, view: View, settings: Settings) -> View:
+    """The view with the noise of its landmarks and colours, estimated around the present estimate.
 
     A photograph with hair, glasses and cast shadows is explained less well than a rendered face, and its
     colours deserve less trust against its landmarks; of a picture that the model explains well, they deserve
     more than a detector does. Medians of the residuals' lengths, as standard deviations of normal vectors.
     """
-    size, level = settings.size, image.shape[-1]
-    points, _ = bases.landmark_residuals(estimate, estimate.camera(settings.focal * size, size), landmarks)
-    colours, _, _ = bases.photometric_residuals(
-        estimate, estimate.camera(settings.focal * level, level), image, jacobian=False
+    assert view.image is not None
+    size, level = settings.size, view.image.shape[-1]
+    points, _ = bases.landmark_residuals(
+        estimate, estimate.camera(settings.focal * size, size), view.landmarks
     )
+    colours, _, _ = bases.photometric_residuals(
+        estimate, estimate.camera(settings.focal * level, level), view.image, False, view.inside,
+        view.exposure.ceiling,
+    )  # fmt: skip
+    if len(colours) < 50:
+        raise ParameterError("The face is almost outside the picture; crop the photo around the face.")
+    if view.spread is not None:
+        points = points / view.spread
     low, high = settings.landmark_sigma
     pixels = float(points[17:].norm(dim=-1).median()) * 240 / size / 1.177
     dark, light = settings.colour_sigma
-    spread = float(colours.norm(dim=-1).median()) / 1.538
-    return View(landmarks, image, min(max(pixels, low), high), min(max(spread, dark), light))
+    off = colours.norm(dim=-1)
+    told = off[off > 0]  # a clipped colour that is predicted brighter says nothing of the noise
+    noise = float(told.median()) / 1.538 if len(told) else light
+    return replace(
+        view, landmark_sigma=min(max(pixels, low), high), colour_sigma=min(max(noise, dark), light)
+    )
 
 
 def independent_observations(colour_sigma: float, settings: Settings) -> float:
@@ -88,7 +125,7 @@ def independent_observations(colour_sigma: float, settings: Settings) -> float:
     return min(count * (0.06 / colour_sigma) ** 2, most)
 
 
-def light_prior(settings: Settings) -> tuple[Tensor, Tensor]:
+def light_prior(settings: Settings, exposure: Exposure | None = None) -> tuple[Tensor, Tensor]:
     """What is expected of a photograph's light before it is seen: |A γ - b|², A (28, 27), b (28,).
 
     Its colour is nearly grey, and it was exposed so that a white surface facing the camera would be nearly
@@ -97,7 +134,9 @@ def light_prior(settings: Settings) -> tuple[Tensor, Tensor]:
     """
     chroma = torch.block_diag(*[torch.eye(3) - 1 / 3] * 9) / settings.light_chroma_sigma
     grey = sh_basis(torch.tensor([0.0, 0.0, 1.0])).repeat_interleave(3) / 3
-    usual, sigma = settings.exposure
+    exposure = exposure or Exposure()
+    usual = settings.exposure[0] * exposure.white
+    sigma = settings.exposure[1] * exposure.white * exposure.doubt
     target = torch.zeros(28)
     target[27] = usual / sigma
     return torch.cat([chroma, grey[None] / sigma]), target
@@ -191,6 +230,8 @@ class Problem:
         camera = estimate.camera(settings.focal * size, size)
         residual, jacobian = self.bases.landmark_residuals(estimate, camera, view.landmarks)
         sigma = landmark_sigmas(view.landmark_sigma, settings).to(residual)
+        if view.spread is not None:
+            sigma = sigma * view.spread
         scaled = residual / sigma
         # while there is nothing but landmarks, all of them are believed
         outlier = float("inf") if view.image is None else settings.landmark_outlier
@@ -202,7 +243,9 @@ class Problem:
         if view.image is not None:
             level = view.image.shape[-1]
             camera = estimate.camera(settings.focal * level, level)
-            residual, colour_jacobian, share = self.bases.photometric_residuals(estimate, camera, view.image)
+            residual, colour_jacobian, share = self.bases.photometric_residuals(
+                estimate, camera, view.image, True, view.inside, view.exposure.ceiling
+            )
             assert colour_jacobian is not None
             weight = share * independent_observations(view.colour_sigma, settings) / view.colour_sigma**2
             robust = robust_weights(residual, settings.colour_outlier * view.colour_sigma)
@@ -212,7 +255,7 @@ class Problem:
             hessian = hessian + rows.T @ rows
             gradient = gradient + rows.T @ (residual * root).flatten()
             where, light = layout.slice("light"), estimate.light.flatten()
-            rows, target = light_prior(settings)
+            rows, target = light_prior(settings, view.exposure)
             residual = rows.to(light) @ light - target.to(light)
             hessian[where, where] += rows.T.to(light) @ rows.to(light)
             gradient[where] += rows.T.to(light) @ residual

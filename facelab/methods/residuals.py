@@ -12,6 +12,7 @@ a rotation vector w in camera space: R <- exp([w]x) R.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import roma
@@ -177,7 +178,13 @@ class VertexBases:
         return total - normal[:, :, None] * (normal[:, None, :] @ total)
 
     def photometric_residuals(
-        self, estimate: Estimate, camera: PerspectiveCamera, image: Tensor, jacobian: bool = True
+        self,
+        estimate: Estimate,
+        camera: PerspectiveCamera,
+        image: Tensor,
+        jacobian: bool = True,
+        inside: Tensor | None = None,
+        ceiling: float = math.inf,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Predicted minus observed sRGB colour of every vertex that the camera sees.
 
@@ -186,6 +193,8 @@ class VertexBases:
             camera: its camera at the resolution of `image`.
             image: (3, S, S) sRGB.
             jacobian: also return the Jacobian.
+            inside: (1, S, S) bool; vertices on other pixels do not count.
+            ceiling: a colour from here on was clipped, and a prediction above it is no error.
 
         Returns:
             residuals (N, 3), Jacobian (N, 3, P) by `unknowns` or None, weights (N,) that sum to one:
@@ -195,6 +204,10 @@ class VertexBases:
         vertices = model.vertices(estimate.identity, estimate.expression)
         seen = visible_vertices(model, vertices, camera, image.shape[-1])
         screen = camera.project(vertices[seen])
+        if inside is not None:
+            column, row = screen[:, :2].long().unbind(-1)
+            kept = inside[0, row, column]
+            seen, screen = seen[kept], screen[kept]
         raw = _raw_normals(vertices, model.triangles)[seen]
         length = raw.norm(dim=-1).clamp(min=1e-12)
         model_normal = raw / length[:, None]
@@ -206,6 +219,8 @@ class VertexBases:
         linear = diffuse * shading
         dark = linear < 1e-4
         residual = linear_to_srgb(linear.clamp(min=1e-4)) - colours
+        beyond = (colours >= ceiling) & (residual > 0)
+        residual = residual.masked_fill(beyond, 0.0)
         # the foreshortened share of the surface; the squared length of depth is common to a face
         weight = length * normal[:, 2].clamp(min=0.0)
         weight = weight / weight.sum().clamp(min=1e-12)
@@ -224,7 +239,7 @@ class VertexBases:
         full[..., self.layout.slice("albedo")] = (slope * shading)[..., None] * self.albedo[seen]
         light = torch.einsum("nc,nb,cd->ncbd", slope * diffuse, basis, torch.eye(3).to(basis))
         full[..., self.layout.slice("light")] = light.flatten(2)
-        return residual, full, weight
+        return residual, full.masked_fill_(beyond[..., None], 0.0), weight
 
 
 def _raw_normals(vertices: Tensor, triangles: Tensor) -> Tensor:

@@ -667,7 +667,7 @@ small = shrink(photo.image, level)
 start = fit_landmarks(bases.model, [photo.detected], settings)[0]
 e = start.estimate
 e = replace(e, light=initial_light(bases, e, e.camera(settings.focal * level, level), small))
-view = observe(bases, e, photo.detected, small, settings)
+view = observe(bases, e, View(photo.detected, small), settings)
 problem = Problem(bases, [view], settings)
 
 
@@ -934,7 +934,7 @@ for noise in (1.0, 2.0, 4.0):
     first = fit_landmarks(bases.model, [noisy.detected], settings)[0].estimate
     noisy_problem = Problem(bases, [replace(view, landmarks=noisy.detected)], settings)
     (better,), _ = levenberg_marquardt(noisy_problem, [replace(first, light=e.light)], 8)
-    found = observe(bases, better, noisy.detected, small, settings).landmark_sigma
+    found = observe(bases, better, View(noisy.detected, small), settings).landmark_sigma
     numbers[f"estimated_noise_{noise:.0f}"] = found
     print(f"{noise:12.1f} {found:23.2f}")
 low, high = settings.landmark_sigma
@@ -1057,7 +1057,7 @@ for name, fitted, image, points in (
     ("rendered face", fit, photo.image, photo.detected),
     ("astronaut", real, crop.image, crop.landmarks),
 ):
-    seen_noise = observe(VertexBases(fitted.model), fitted.estimate, points, image, settings)
+    seen_noise = observe(VertexBases(fitted.model), fitted.estimate, View(points, image), settings)
     count = independent_observations(seen_noise.colour_sigma, settings)
     key = name.split()[0]
     numbers[f"colour_sigma_{key}"] = seen_noise.colour_sigma
