@@ -1,13 +1,13 @@
-"""What must not change a fit, and by how much it does: exposure, roll, and a face cut by the picture's border.
+"""What must not change a fit, and by how much it does: exposure, roll, a face cut by the picture's border.
 
     python benchmarks/robustness.py --photos FOLDER --count 20 [--out before.json]
     python benchmarks/robustness.py --table before.json after.json     benchmarks/results/robustness.md
 
-A photograph is changed, its face fitted again, and the two shapes compared: RMS over all vertices after alignment
-with scale, in millimetres. Landmarks are detected once, in the unchanged photograph, and moved along, so that the
-fit is judged and not the detector; the rows "detected" find the face anew in the cut picture. Exposure is changed
-in linear light and the picture stored with 8 bits again. Without `--photos` only the astronaut of scikit-image is
-measured. PYTHONPATH chooses the commit whose fitting is run.
+A photograph is changed, its face fitted again, and the two shapes compared: RMS over all vertices after
+alignment with scale, in millimetres. Landmarks are detected once, in the unchanged photograph, and moved along,
+so that the fit is judged and not the detector; the rows "detected" find the face anew in the cut picture.
+Exposure is changed in linear light and the picture stored with 8 bits again. Without `--photos` only the
+astronaut of scikit-image is measured. PYTHONPATH chooses the commit whose fitting is run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import roma
 import torch
-from report import describe_run
 from skimage.data import astronaut
 from torch import Tensor
 
@@ -34,6 +33,8 @@ from facelab.methods.fitting import Fit, fit_landmarks, fit_photos
 from facelab.morphable_model import MorphableModel
 from facelab.photos import crop_face, find_face, load_photo
 
+from report import describe_run
+
 RESULTS = Path(__file__).parent / "results"
 STOPS = (-3.0, -2.0, -1.0, 0.5, 1.0, 1.5)
 ROLLS = (10, 30, 45, 60, 90, 120, 180)
@@ -42,7 +43,8 @@ CUTS = {"left 190": (190, None), "left 205": (205, None), "below 170": (None, 17
 
 def fit(photo: Tensor, landmarks: Tensor) -> Fit:
     crop = crop_face(photo, landmarks)
-    known = {"inside": [crop.inside]} if "inside" in inspect.signature(fit_photos).parameters else {}
+    known: dict[str, Any] = {"inside": [crop.inside], "confidences": [getattr(crop, "confidence", None)]}
+    known = {name: known[name] for name in inspect.signature(fit_photos).parameters if name in known}
     return fit_photos([crop.image], [crop.landmarks], **known)[0]
 
 
@@ -80,10 +82,11 @@ def roll_rows(photo: Tensor) -> dict[str, float]:
     return rows
 
 
-def border_rows(photo: Tensor) -> dict[str, dict[str, float]]:
+def border_rows(photo: Tensor) -> dict[str, dict[str, Any]]:
     """What a cut face's shape (mm) and yaw (degrees) moved, and the missing share of its landmarks' box."""
     found = find_face(photo).landmarks
-    reference, rows = fit(photo, found), {}
+    reference = fit(photo, found)
+    rows: dict[str, dict[str, Any]] = {}
     low, high = found.amin(0), found.amax(0)
     for name, (left, bottom) in CUTS.items():
         part, points = photo, found
@@ -98,7 +101,7 @@ def border_rows(photo: Tensor) -> dict[str, dict[str, float]]:
                 points = points if how == "moved along" else find_face(part).landmarks
                 cut = fit(part, points)
             except FacelabError as error:
-                rows[f"{name}, {how}"] = {"missing": missing, "error": type(error).__name__}  # type: ignore
+                rows[f"{name}, {how}"] = {"missing": missing, "error": type(error).__name__}
                 continue
             turned = [float(matrix_to_euler(f.estimate.rotation)[1].rad2deg()) for f in (cut, reference)]
             row = {"missing": missing, "mm": moved(cut, reference), "yaw": turned[0] - turned[1]}
@@ -107,7 +110,12 @@ def border_rows(photo: Tensor) -> dict[str, dict[str, float]]:
 
 
 def table(before: dict[str, Any], after: dict[str, Any]) -> str:
-    lines = ["# What must not change a fit", "", "Made by `benchmarks/robustness.py`: RMS of the shape in mm.", ""]
+    lines = [
+        "# What must not change a fit",
+        "",
+        "Made by `benchmarks/robustness.py`: RMS of the shape in mm.",
+        "",
+    ]
     for name, run in (("before", before), ("after", after)):
         lines.append(f"- {name}: commit {run['commit']}, {run['hardware']}, seed {run['seed']}, {run['date']}, "
                      f"{run['photographs']} photographs")  # fmt: skip
@@ -147,7 +155,11 @@ def main() -> None:
         paths = sorted(p for p in arguments.photos.iterdir() if p.suffix in (".jpg", ".png"))
         order = np.random.default_rng(0).permutation(len(paths))
         photos += [load_photo(paths[i]) for i in order[: arguments.count - 1]]
-    result = describe_run(0) | {"photographs": len(photos), "roll": roll_rows(face), "border": border_rows(face)}
+    result = describe_run(0) | {
+        "photographs": len(photos),
+        "roll": roll_rows(face),
+        "border": border_rows(face),
+    }
     print(json.dumps(result, indent=1), flush=True)
     result["exposure"] = exposure_rows(photos)
     for stops, values in result["exposure"].items():

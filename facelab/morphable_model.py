@@ -311,8 +311,9 @@ class MorphableModel:
         """The 68 landmarks (..., 68, 3) of `vertices` (..., V, 3), in the space of the vertices.
 
         With `rotation` (..., 3, 3) from model to camera, jaw landmarks slide along `contour_rows` to the
-        point that lies furthest to the head's side in the picture: on a turned head the annotated jaw line is the visible
-        contour, not a fixed line on the skin. The choice is discrete; gradients flow into the chosen points.
+        point that lies furthest to the head's side in the picture: on a turned head the annotated jaw line is
+        the visible contour, not a fixed line on the skin. The choice is discrete; gradients flow into the
+        chosen points.
         """
         index, weight = self.landmark_embedding(vertices, rotation)
         batch, flat = index.shape[:-2], index.flatten(-2)[..., None].expand(*index.shape[:-2], -1, 3)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from skimage.data import astronaut
 from torch import Tensor
 
 from facelab import metrics
+from facelab.colour import linear_to_srgb, srgb_to_linear
 from facelab.errors import NoFaceError, ParameterError
 from facelab.geometry import euler_to_matrix
 from facelab.illumination import SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
 from facelab.image_formation import render
 from facelab.methods.energy import Problem, Settings, View
-from facelab.methods.fitting import fit_adam, fit_landmarks, fit_photos, initial_pose, reconstruct
+from facelab.methods.fitting import Fit, fit_adam, fit_landmarks, fit_photos, initial_pose, reconstruct
 from facelab.methods.residuals import Estimate, VertexBases, shrink, visible_vertices
 from facelab.morphable_model import MorphableModel
 
@@ -240,3 +245,111 @@ def test_shrink_keeps_the_mean() -> None:
     assert shrink(image, 60).shape == (3, 60, 60)
     assert float((shrink(image, 60).mean() - image.mean()).abs()) < 2e-3
     assert shrink(image, 240) is image
+
+
+# --- what must not change a fit -----------------------------------------------------------------------------
+
+
+def exposed(image: Tensor, stops: float) -> Tensor:
+    """Brighter by so many stops, clipped, with 8 bits."""
+    changed = linear_to_srgb((srgb_to_linear(image) * 2.0**stops).clamp(0, 1))
+    return (changed * 255).round() / 255
+
+
+def shape_moved(one: Fit, other: Fit) -> float:
+    """RMS over all vertices after alignment with scale, mm."""
+    return float(metrics.geometry_rmse_mm(one.vertices(), other.vertices(), "similarity"))
+
+
+@pytest.mark.parametrize("stops", [-3.0, -1.0, 1.0])
+def test_exposure_changes_light_and_not_the_face(cage: MorphableModel, stops: float) -> None:
+    model = cage.truncate(20, 10, 20)
+    image, landmarks = draw(model, some_estimate(model, 5), SMALL)
+    image = exposed(image, 0)
+    usual = fit_photos([image], [landmarks], model, SMALL)[0]
+    changed = fit_photos([exposed(image, stops)], [landmarks], model, SMALL)[0]
+    start = fit_landmarks(model, [landmarks], SMALL)[0]  # the control: what colours move at all
+    assert shape_moved(changed, usual) < 0.5 * shape_moved(start, usual)
+    ratio = changed.estimate.light[0].mean() / usual.estimate.light[0].mean()
+    assert abs(float(ratio.log2()) - stops) < 0.15
+    skin = [model.albedo(fit.estimate.albedo)[0].mean() for fit in (changed, usual)]
+    assert abs(float((skin[0] / skin[1]).log2())) < 0.15
+    picture = changed.render()
+    told = picture.mask[0] & (exposed(image, stops).amax(0) < 1)
+    off = (picture.image.clamp(0, 1) - exposed(image, stops))[:, told].square().mean().sqrt()
+    assert off < 0.5 * (picture.image.clamp(0, 1) - image)[:, told].square().mean().sqrt()
+
+
+@pytest.mark.parametrize("degrees", [60.0, 90.0, 135.0, 180.0, -100.0])
+def test_a_turned_head_has_the_same_face(cage: MorphableModel, degrees: float) -> None:
+    model = cage.truncate(20, 10, 5)
+    _, landmarks = draw(model, some_estimate(model, 6, yaw=0.5), SMALL)
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turned = (landmarks - 60) @ torch.tensor([[c, -s], [s, c]]).T + 60
+    upright, other = (fit_landmarks(model, [p], SMALL)[0] for p in (landmarks, turned))
+    assert shape_moved(other, upright) < 0.05  # of rounding alone
+    angle = metrics.pose_error_degrees(other.estimate.rotation, upright.estimate.rotation)
+    assert abs(float(angle) - abs(degrees)) < 0.5
+
+
+def test_what_lies_outside_of_the_photograph_does_not_count(cage: MorphableModel) -> None:
+    """A third of the crop is white and its landmarks squeezed to the border; known to be so, or not."""
+    model = cage.truncate(20, 10, 20)
+    image, landmarks = draw(model, some_estimate(model, 7, yaw=0.0), SMALL)
+    whole = fit_photos([image], [landmarks], model, SMALL)[0]
+    inside = torch.ones(1, 120, 120, dtype=torch.bool)
+    inside[..., :45] = False
+    cut = torch.where(inside, image, 1.0)
+    squeezed = landmarks.clone()
+    squeezed[:, 0] = squeezed[:, 0].clamp(min=45.0)
+    trust = (landmarks[:, 0] > 47).float()
+    told = fit_photos([cut], [squeezed], model, SMALL, inside=[inside], confidences=[trust])[0]
+    untold = fit_photos([cut], [squeezed], model, SMALL)[0]
+    assert shape_moved(told, whole) < 0.5 * shape_moved(untold, whole)
+
+
+# --- input --------------------------------------------------------------------------------------------------
+
+
+def test_a_model_with_fewer_parts_is_fitted_with_what_there_is(cage: MorphableModel) -> None:
+    image, landmarks = draw(cage.truncate(20, 10, 20), some_estimate(cage.truncate(20, 10, 20), 8), SMALL)
+    for parts in ({"identity": 4}, {"expression": 0}, {"albedo": 0}, {"identity": 0, "albedo": 0}):
+        fit = fit_photos([image], [landmarks], cage.truncate(**parts), SMALL)[0]
+        for name, count in parts.items():
+            assert getattr(fit.estimate, name).shape == (count,)
+        assert bool(torch.isfinite(fit.render().image).all())
+    bare = replace(cage, landmark_triangles=torch.empty(0), landmark_weights=torch.empty(0))
+    with pytest.raises(ParameterError, match="no landmarks"):
+        fit_photos([image], [landmarks], bare, SMALL)
+
+
+def test_a_path_and_other_number_types_are_taken(tmp_path: Path) -> None:
+    photo = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
+    path = tmp_path / "o'brien & me.png"
+    Image.fromarray(astronaut()).save(path)
+    quick = replace(SMALL, levels=((60, 0, 1),))
+    by_tensor = reconstruct(photo, settings=quick)[0].vertices()
+    for same in (path, str(path), photo.double(), [photo.half()]):
+        torch.testing.assert_close(
+            reconstruct(same, settings=quick)[0].vertices(), by_tensor, atol=0.5, rtol=0
+        )
+
+
+def test_wrong_input_is_named(cage: MorphableModel) -> None:
+    crop, points = torch.rand(3, 120, 120), torch.rand(68, 2) * 100
+    wrong: list[tuple[list, list]] = [
+        ([], []), ([crop, crop], [points]), ([crop * 255], [points]), ([crop * torch.nan], [points]),
+        ([crop.byte()], [points]), ([crop], [points * torch.inf]),
+    ]  # fmt: skip
+    for images, landmarks in wrong:
+        with pytest.raises(ParameterError):
+            fit_photos(images, landmarks, cage, SMALL)
+    with pytest.raises(ParameterError):
+        reconstruct([])
+    settings: list[dict] = [
+        {"focal": -3.5}, {"focal": math.nan}, {"size": 0}, {"levels": ()}, {"levels": ((60, 3, 2),)},
+        {"levels": ((500, 0, 2),)}, {"identity": -1}, {"colour_sigma": (0.2, 0.1)},
+    ]  # fmt: skip
+    for changed in settings:
+        with pytest.raises(ParameterError):
+            replace(SMALL, **changed)

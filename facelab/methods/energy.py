@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -50,24 +50,23 @@ class Settings:
     """(size in pixels, subdivisions of the mesh, iterations), coarse to fine."""
 
     def __post_init__(self) -> None:
-        positive = ("size", "focal", "landmark_sigma", "doubted_sigma", "jaw_factor", "landmark_outlier",
-                    "colour_sigma", "colour_outlier", "observations", "exposure", "light_chroma_sigma")  # fmt: skip
-        for name in positive:
-            values = np.atleast_1d(np.asarray(getattr(self, name), dtype=float))
+        counts = ("identity", "expression", "albedo", "landmark_iterations")
+        for name in (f.name for f in fields(self) if f.name not in ("levels", *counts)):
+            values = np.atleast_1d(np.asarray(value := getattr(self, name), dtype=float))
             if not (np.isfinite(values).all() and (values > 0).all()):
-                raise ParameterError(f"The setting {name} must be finite and above 0, not {getattr(self, name)}.")
+                raise ParameterError(f"The setting {name} must be finite and above 0, not {value}.")
         for name in ("landmark_sigma", "doubted_sigma", "colour_sigma"):
             if not operator.le(*getattr(self, name)):
                 raise ParameterError(f"The setting {name} is (least, most), not {getattr(self, name)}.")
-        if min(self.identity, self.expression, self.albedo, self.landmark_iterations) < 0:
+        if min(getattr(self, name) for name in counts) < 0:
             raise ParameterError("Numbers of components and of iterations cannot be negative.")
         if not self.levels or any(
             not (8 <= size <= self.size and 0 <= subdivisions <= 2 and iterations >= 0)
             for size, subdivisions, iterations in self.levels
         ):
             raise ParameterError(
-                f"A level is (8 to {self.size} px, 0 to 2 subdivisions, iterations), and there is at least one; "
-                f"got {self.levels}."
+                f"A level is (8 to {self.size} px, 0 to 2 subdivisions, iterations), and there is at least "
+                f"one; got {self.levels}."
             )
 
 
@@ -81,7 +80,7 @@ class View:
     colour_sigma: float = 0.1  # what the model is expected not to explain, sRGB
     inside: Tensor | None = None  # (1, S, S) bool: where the photograph is, at the size of the image
     spread: Tensor | None = None  # (68, 1) factor on each landmark's sigma
-    exposure: Exposure = Exposure()
+    exposure: Exposure = field(default_factory=Exposure)
 
 
 def observe(bases: VertexBases, estimate: Estimate, view: View, settings: Settings) -> View:

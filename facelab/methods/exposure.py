@@ -1,9 +1,9 @@
-"""Make a fit independent of how brightly a photograph was exposed, and of what lies outside of it.
+"""Make a fit independent of how brightly a photograph was exposed.
 
-What fitting expects of colours (how much hair and shadows are off, how noisy a pixel is) is said for a face of
-ordinary brightness. So linear light is multiplied by a gain that brings the face there, and the estimated light
-divided by it afterwards. What a camera clipped is at least as bright as it looks: a residual in that direction
-counts nothing.
+What fitting expects of colours (how much hair and shadows are off, how noisy a pixel is) is said for a face
+of ordinary brightness. So linear light is multiplied by a gain that brings the face there, and the estimated
+light divided by it afterwards. What a camera clipped is at least as bright as it looks: a residual in that
+direction counts nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from facelab.colour import linear_to_srgb, srgb_to_linear
 from facelab.photos import landmark_mask
@@ -20,17 +19,15 @@ from facelab.photos import landmark_mask
 FACE_LEVEL = 0.23  # median linear luminance inside the landmarks' hull, of ordinary photographs
 WHITE_LEVEL = 0.75  # the same of a whole crop's brightest hundredth
 CLIPPED = 254 / 255  # sRGB, of 8-bit pictures
-MARGIN = 0.02  # of the crop: a detector squeezes landmarks inside the picture, near to its border
-UNTRUSTED = 8.0  # such a landmark's expected error is this many times as large
 
 
 @dataclass(frozen=True)
 class Exposure:
     """How one crop was exposed.
 
-    `gain`: linear light was multiplied by it. `ceiling`: sRGB of the normalised crop from which on the camera had
-    clipped. `white`, `doubt`: what a white surface that faces the camera is expected to have, as a multiple of
-    the settings' `exposure`, and the factor on the standard deviation of that.
+    `gain`: linear light was multiplied by it. `ceiling`: sRGB of the normalised crop from which on the camera
+    had clipped. `white`, `doubt`: what a white surface that faces the camera is expected to have, as a
+    multiple of the settings' `exposure`, and the factor on the standard deviation of that.
     """
 
     gain: float = 1.0
@@ -43,8 +40,8 @@ def normalise_exposure(image: Tensor, landmarks: Tensor, inside: Tensor) -> tupl
     """The crop (3, S, S) sRGB with a face of ordinary brightness, and what was done; may exceed 1.
 
     The photographer's choice still says something of the skin: a face that is dark beside the rest of its
-    picture is rather a dark face. So `white` keeps the ratio of the face to the picture's brightest hundredth.
-    Of a face that is clipped itself nobody knows how bright it was: `doubt` grows with the clipped share.
+    picture is rather a dark face. So `white` keeps the ratio of the face to the picture's brightest
+    hundredth. Of a face that is clipped nobody knows how bright it was: `doubt` grows with the clipped share.
     """
     linear = srgb_to_linear(image)
     luminance = linear.mean(0)
@@ -58,12 +55,3 @@ def normalise_exposure(image: Tensor, landmarks: Tensor, inside: Tensor) -> tupl
     ceiling = float(linear_to_srgb(gain * srgb_to_linear(torch.tensor(CLIPPED))))
     white = gain * bright / WHITE_LEVEL
     return linear_to_srgb(gain * linear), Exposure(gain, ceiling, white, 1 + 20 * clipped)
-
-
-def landmark_spread(landmarks: Tensor, inside: Tensor) -> Tensor:
-    """(68, 1) factor on each landmark's expected error: 1, or `UNTRUSTED` outside the photograph and at its border."""
-    size = inside.shape[-1]
-    reach = max(1, round(MARGIN * size))
-    outside = F.max_pool2d((~inside)[None].float(), 2 * reach + 1, 1, reach)[0, 0] > 0
-    column, row = landmarks.long().clamp(0, size - 1).unbind(-1)
-    return 1 + (UNTRUSTED - 1) * outside[row, column].to(landmarks)[:, None]

@@ -28,7 +28,7 @@ from facelab.methods.energy import (
     light_prior,
     observe,
 )
-from facelab.methods.exposure import landmark_spread, normalise_exposure
+from facelab.methods.exposure import normalise_exposure
 from facelab.methods.initialisation import initial_light, initial_pose
 from facelab.methods.residuals import Estimate, VertexBases, shrink, unknowns
 from facelab.morphable_model import MorphableModel
@@ -36,6 +36,7 @@ from facelab.photos import Crop, LandmarkDetector, crop_face, find_face, load_ph
 from facelab.records import Reconstruction
 
 Progress = Callable[[str, float], None]
+LEAST_CONFIDENCE = 0.1  # of a landmark; below, its expected error grows no further
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def fit_landmarks(
     if not len(landmarks):
         raise ParameterError("There is nothing to fit; give at least one photograph or its landmarks.")
     if model.landmark_triangles.numel() == 0:
-        raise ParameterError(f"The face model '{model.name}' has no landmarks; convert it with its embedding.")
+        raise ParameterError(f"The face model '{model.name}' has no landmarks; convert it again.")
     model, focal, estimates = _used_part(model, settings), settings.focal * settings.size, []
     spreads = spreads or [None] * len(landmarks)
     for points, spread in zip(landmarks, spreads, strict=True):
@@ -159,6 +160,7 @@ def fit_photos(
     settings: Settings | None = None,
     progress: Progress | None = None,
     inside: Sequence[Tensor] | None = None,
+    confidences: Sequence[Tensor] | None = None,
 ) -> list[Fit]:
     """Everything, from the crops of one person: landmarks first, then colours, coarse to fine.
 
@@ -169,8 +171,8 @@ def fit_photos(
     Repeats to about 1e-5 standard deviations on one machine (sums in parallel have no fixed order).
 
     Args:
-        images: (3, S, S) sRGB crops in [0, 1] with S = `settings.size`; everything is computed where the model
-            is, or, without one, where the first crop is.
+        images: (3, S, S) sRGB crops in [0, 1] with S = `settings.size`; everything is computed where the
+            model is, or, without one, where the first crop is.
         landmarks: (68, 2) pixels in each crop.
         model: the shipped model by default. One per level of detail is loaded as `settings.levels` says if
             this is None; a given model is used at every level, with as many components as it has.
@@ -178,6 +180,7 @@ def fit_photos(
         progress: called with a sentence and the fraction done.
         inside: (1, S, S) bool for each crop, `Crop.inside`: where it lies on the photograph. What is outside
             does not count. Default: everywhere.
+        confidences: (68,) in [0, 1] for each crop, `Crop.confidence`. Default: 1.
 
     Returns:
         one fit per crop; identity and albedo are the same in all.
@@ -189,14 +192,15 @@ def fit_photos(
     settings = settings or Settings()
     tell = progress or (lambda text, fraction: None)
     inside = inside or [torch.ones(1, settings.size, settings.size, dtype=torch.bool)] * len(images)
-    _check_crops(images, landmarks, inside, settings.size)
+    confidences = confidences or [torch.ones(68)] * len(images)
+    _check_crops(images, landmarks, inside, confidences, settings.size)
     details = {subdivisions for _, subdivisions, _ in settings.levels}
     models = {n: model or MorphableModel.load(subdivisions=n, device=images[0].device) for n in details}
     tell("landmarks", 0.0)
     coarse = models[settings.levels[0][1]]
     where = [mask.to(coarse.mean.device) for mask in inside]
     points = [p.to(coarse.mean) for p in landmarks]
-    spreads = [landmark_spread(p, mask) for p, mask in zip(points, where)]
+    spreads = [c.to(p)[:, None].clamp(min=LEAST_CONFIDENCE) ** -1 for c, p in zip(confidences, points)]
     fits = fit_landmarks(coarse, points, settings, spreads)
     views = []
     for image, p, mask, spread in zip(images, points, where, spreads):
@@ -229,18 +233,21 @@ def fit_photos(
 
 
 def _check_crops(
-    images: Sequence[Tensor], landmarks: Sequence[Tensor], inside: Sequence[Tensor], size: int
+    images: Sequence[Tensor],
+    landmarks: Sequence[Tensor],
+    inside: Sequence[Tensor],
+    confidences: Sequence[Tensor],
+    size: int,
 ) -> None:
     if not len(images):
         raise ParameterError("There is nothing to fit; give at least one photograph.")
-    if not len(images) == len(landmarks) == len(inside):
-        raise ParameterError(
-            f"Each crop needs its landmarks and mask; got {len(images)} crops, {len(landmarks)} sets of "
-            f"landmarks and {len(inside)} masks."
-        )
+    counts = [len(part) for part in (images, landmarks, inside, confidences)]
+    if len(set(counts)) > 1:
+        raise ParameterError(f"Crops, landmarks, masks and confidences are equally many, not {counts}.")
     for image, mask in zip(images, inside):
         if image.shape != (3, size, size) or mask.shape != (1, size, size):
-            raise ParameterError(f"Crops must be (3, {size}, {size}), not {tuple(image.shape)}; masks (1, …).")
+            shapes = f"{tuple(image.shape)} and {tuple(mask.shape)}"
+            raise ParameterError(f"Crops must be (3, {size}, {size}), their masks (1, …), not {shapes}.")
         if not (image.is_floating_point() and bool(((image >= 0) & (image <= 1)).all())):
             raise ParameterError("Crops are floating-point sRGB in [0, 1]; divide 8-bit values by 255.")
 
@@ -260,7 +267,11 @@ def _lit(bases: VertexBases, estimate: Estimate, view: View, settings: Settings)
 
 
 def _descend(
-    bases: VertexBases, estimates: Sequence[Estimate], views: Sequence[View], settings: Settings, iterations: int
+    bases: VertexBases,
+    estimates: Sequence[Estimate],
+    views: Sequence[View],
+    settings: Settings,
+    iterations: int,
 ) -> tuple[list[Estimate], list[float]]:
     """One level of `fit_photos`: estimate the noise, then minimise."""
     problem = Problem(bases, [observe(bases, e, v, settings) for e, v in zip(estimates, views)], settings)
@@ -332,7 +343,7 @@ def reconstruct(
         face: which face of a picture with several; the largest by default.
 
     Raises:
-        NoFaceError, FaceIndexError, ImageTooSmallError: see `photos.find_face`; what `photos.load_photo` raises.
+        NoFaceError, FaceIndexError, ImageTooSmallError: see `photos.find_face`, and `photos.load_photo`.
     """
     settings = settings or Settings()
     crops = []
@@ -340,6 +351,7 @@ def reconstruct(
         picture = item.float() if isinstance(item, Tensor) else load_photo(item)
         found = find_face(picture, detector=detector, index=face)
         crops.append(crop_face(picture, found.landmarks, size=settings.size))
-    images, landmarks, inside = ([getattr(c, n) for c in crops] for n in ("image", "landmarks", "inside"))
-    fits = fit_photos(images, landmarks, model, settings, progress, inside)
+    images, landmarks = [c.image for c in crops], [c.landmarks for c in crops]
+    inside, confidences = [c.inside for c in crops], [c.confidence for c in crops]
+    fits = fit_photos(images, landmarks, model, settings, progress, inside, confidences)
     return [replace(fit, crop=crop) for fit, crop in zip(fits, crops)]

@@ -21,8 +21,8 @@ def initial_pose(
     """Rotation (3, 3) and translation (3,) of the mean face from (68, 2) landmarks, without iterations.
 
     A scaled orthographic camera by linear least squares over the 51 inner points (POS, DeMenthon and Davis
-    1995), its rows made orthonormal, its scale turned into a distance. `spread` (68, 1): how many times as large
-    as usual each landmark's error is expected to be.
+    1995), its rows made orthonormal, its scale turned into a distance. `spread` (68, 1): how many times as
+    large as usual each landmark's error is expected to be.
     """
     points = model.landmarks(model.mean)[17:]
     share = torch.ones_like(landmarks[17:, :1]) if spread is None else spread[17:].to(landmarks) ** -2
