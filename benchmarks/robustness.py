@@ -4,10 +4,10 @@
     python benchmarks/robustness.py --table before.json after.json     benchmarks/results/robustness.md
 
 A photograph is changed, its face fitted again, and the two shapes compared: RMS over all vertices after
-alignment with scale, in millimetres. Landmarks are detected once, in the unchanged photograph, and moved along,
-so that the fit is judged and not the detector; the rows "detected" find the face anew in the cut picture.
-Exposure is changed in linear light and the picture stored with 8 bits again. Without `--photos` only the
-astronaut of scikit-image is measured. PYTHONPATH chooses the commit whose fitting is run.
+alignment with scale, in millimetres. Landmarks are detected once, in the unchanged photograph, and moved
+along, so that the fit is judged and not the detector; the rows "detected" find the face anew in the cut
+picture. Exposure is changed in linear light and the picture stored with 8 bits again. Without `--photos` only
+the astronaut of scikit-image is measured. PYTHONPATH chooses the commit whose fitting is run.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def table(before: dict[str, Any], after: dict[str, Any]) -> str:
         "",
     ]
     for name, run in (("before", before), ("after", after)):
-        lines.append(f"- {name}: commit {run['commit']}, {run['hardware']}, seed {run['seed']}, {run['date']}, "
-                     f"{run['photographs']} photographs")  # fmt: skip
+        where = f"commit {run['commit']}, {run['hardware']}, {run['date']}"
+        lines.append(f"- {name}: {run['photographs']} photographs, seed {run['seed']}, {where}")
     lines += ["", "| exposure, stops | before: median, largest | after: median, largest |", "|---|---|---|"]
     for stops in after["exposure"]:
         cells = (f"{np.median(run['exposure'][stops]):.2f}, {max(run['exposure'][stops]):.2f}"

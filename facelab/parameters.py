@@ -19,8 +19,8 @@ class ParameterLayout:
     """
 
     def __init__(self, **sizes: int) -> None:
-        if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes.values()):
-            raise ParameterError(f"Every part of a layout needs a positive whole size, got {sizes}.")
+        if not sizes or any(not isinstance(size, int) or size < 0 for size in sizes.values()):
+            raise ParameterError(f"Every part of a layout needs a whole size of 0 or more, got {sizes}.")
         self.sizes = dict(sizes)
 
     def __repr__(self) -> str:
