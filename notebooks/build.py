@@ -68,7 +68,7 @@ def to_exercise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode | None
 
 
 def keep_outputs(notebook: nbformat.NotebookNode, target: Path) -> None:
-    """Take over the outputs of the notebook at `target`, cell by cell, also where a cell's source has changed:
+    """Take over the outputs of the notebook at `target`, cell by cell, also where its source has changed:
     who builds without executing says that they are still true. A new cell has none."""
     old = [c for c in nbformat.read(target, as_version=4).cells if c.cell_type == "code"]
     new = [c for c in notebook.cells if c.cell_type == "code"]
