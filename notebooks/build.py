@@ -2,7 +2,7 @@
 
     python notebooks/build.py                  every notebook: convert, execute, write
     python notebooks/build.py 10 20            only those whose number starts so
-    python notebooks/build.py --no-execute     sources only (keeps no outputs)
+    python notebooks/build.py --no-execute     sources only, with the outputs that are there
 
 `notebooks/src/NN_name.py` (py:percent, reviewed and linted as Python) becomes `notebooks/NN_name.ipynb`,
 executed with the defaults of its parameters cell, and, where cells carry the tag `solution`,
@@ -18,6 +18,7 @@ import base64
 import hashlib
 import io
 import time
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,22 @@ def to_exercise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode | None
             raise ValueError(f"a cell tagged `solution` has no line `{MARKER}`: {cell.source[:60]!r}")
         cell.source = cell.source.split(MARKER)[0].rstrip() + "\n    ...  # your code"
         found = True
+    for cell in exercise.cells:  # one folder further down
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace("](../", "](../../")
     return exercise if found else None
+
+
+def keep_outputs(notebook: nbformat.NotebookNode, target: Path) -> None:
+    """Take over the outputs of the notebook at `target`, cell by cell, also where its source has changed:
+    who builds without executing says that they are still true. A new cell has none."""
+    old = [c for c in nbformat.read(target, as_version=4).cells if c.cell_type == "code"]
+    new = [c for c in notebook.cells if c.cell_type == "code"]
+    pairs = SequenceMatcher(None, [c.source for c in old], [c.source for c in new], autojunk=False)
+    for kind, a, b, c, d in pairs.get_opcodes():
+        if kind == "equal" or (kind == "replace" and b - a == d - c):
+            for before, after in zip(old[a:b], new[c:d]):
+                after.outputs, after.execution_count = before.outputs, before.execution_count
 
 
 def execute(notebook: nbformat.NotebookNode) -> None:
@@ -122,10 +138,12 @@ def main() -> None:
         exercise = to_exercise(to_notebook(master))
         if exercise is not None:
             nbformat.write(exercise, EXERCISES / f"{master.stem}.ipynb")
+        target = NOTEBOOKS / f"{master.stem}.ipynb"
         if not arguments.no_execute:
             execute(notebook)
-        shrink(notebook)
-        target = NOTEBOOKS / f"{master.stem}.ipynb"
+            shrink(notebook)
+        elif target.exists():
+            keep_outputs(notebook, target)
         nbformat.write(notebook, target)
         print(f"{target.name:36s} {time.perf_counter() - start:6.1f} s {target.stat().st_size / 1e3:8.0f} kB")
 

@@ -34,7 +34,7 @@ FLOORS = {
     **dict.fromkeys(["face_chips", "morphable_model", "networks", "rasterizer", "recognition"], 2),
     **dict.fromkeys(["distributions", "model_file", "recognition_weights", "subdivision"], 2),
     **dict.fromkeys(["augmentation", "image_formation", "photo_folders", "photos"], 3),
-    **dict.fromkeys(["checks", "corpora", "export", "records", "training", "viewer"], 4),
+    **dict.fromkeys(["checks", "corpora", "course", "export", "records", "training", "viewer"], 4),
     **dict.fromkeys(["measures", "methods", "photo_truth", "scoreboard", "test_sets"], 5),
 }
 

@@ -16,7 +16,6 @@
 import json
 import time
 import warnings
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,6 +25,7 @@ from skimage.data import astronaut
 from tqdm.auto import tqdm
 
 from facelab.colour import linear_to_srgb
+from facelab.course import begin
 from facelab.export import export_glb, export_obj, textured_mesh
 from facelab.geometry import normalise
 from facelab.illumination import BlinnPhongLight, SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
@@ -52,7 +52,7 @@ plt.rcParams.update({"figure.dpi": 120})
 PRESET = "quick"
 DEVICE = "cpu"
 SEED = 0
-OUT_DIR = "../runs/00_reconstruct_a_photo"
+OUT_DIR = ""  # folder for the results; "": runs/00_reconstruct_a_photo of the repository
 PHOTO = ""  # path of a picture; empty: the astronaut Eileen Collins, a public-domain portrait by NASA
 FACE = -1  # which face of a picture with several, from the largest; -1: the largest, with a notice
 
@@ -66,13 +66,9 @@ PRESETS = {
     "quick": {"levels": Settings().levels, "detail": 2, "texture": 1024, "views": 5},
     "full": {"levels": (*Settings().levels, (240, 2, 6)), "detail": 2, "texture": 2048, "views": 7},
 }
-if PRESET not in PRESETS:
-    raise ValueError(f"PRESET must be one of {', '.join(PRESETS)}, not {PRESET!r}.")
+preset, out = begin("00_reconstruct_a_photo", globals(), PRESETS)
 for name, values in PRESETS.items():
     print(f"{name:6s}", values, "  <- this run" if name == PRESET else "")
-preset = PRESETS[PRESET]
-out = Path(OUT_DIR)
-out.mkdir(parents=True, exist_ok=True)
 
 
 def save(name: str, image: torch.Tensor) -> None:

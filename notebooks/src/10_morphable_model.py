@@ -14,7 +14,6 @@
 # %%
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from facelab import checks
 from facelab.colour import linear_to_srgb
+from facelab.course import begin
 from facelab.geometry import euler_to_matrix
 from facelab.illumination import BlinnPhongLight, ambient_to_sh, directional_to_sh
 from facelab.image_formation import render, render_attributes
@@ -41,7 +41,7 @@ plt.rcParams.update({"figure.dpi": 120, "axes.titlesize": 10})
 PRESET = "quick"
 DEVICE = "cpu"
 SEED = 0
-OUT_DIR = "../runs/10_morphable_model"
+OUT_DIR = ""  # folder for the results; "": runs/10_morphable_model of the repository
 
 # %%
 PRESETS = {
@@ -49,11 +49,7 @@ PRESETS = {
     "quick": {"people": 1000, "held_out": 200, "mesh": 0, "shown": 1, "size": 128, "group": 300},
     "full": {"people": 1300, "held_out": 300, "mesh": 1, "shown": 2, "size": 160, "group": 400},
 }
-if PRESET not in PRESETS:
-    raise ValueError(f"PRESET is {PRESET!r}; choose one of {', '.join(PRESETS)}.")
-P = PRESETS[PRESET]
-out = Path(OUT_DIR)
-out.mkdir(parents=True, exist_ok=True)
+P, out = begin("10_morphable_model", globals(), PRESETS)
 numbers: dict[str, float] = {}  # what this notebook measures; written to OUT_DIR/numbers.json at the end
 
 print(f"{'preset':8}" + "".join(f"{key:>10}" for key in P))

@@ -15,7 +15,6 @@
 # %%
 import json
 from importlib.util import find_spec
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,6 +25,7 @@ from torch import Tensor
 from facelab import checks
 from facelab.camera import PerspectiveCamera
 from facelab.colour import linear_to_srgb
+from facelab.course import begin, repository
 from facelab.geometry import vertex_normals
 from facelab.metrics import pose_error_degrees
 from facelab.morphable_model import MorphableModel
@@ -40,7 +40,7 @@ plt.rcParams.update({"figure.dpi": 120, "image.interpolation": "nearest", "axes.
 PRESET = "quick"
 DEVICE = "cpu"
 SEED = 0
-OUT_DIR = "../runs/20_rasterizer"
+OUT_DIR = ""  # folder for the results; "": runs/20_rasterizer of the repository
 
 # %%
 PRESETS = {
@@ -48,11 +48,7 @@ PRESETS = {
     "quick": {"size": 160, "sphere": 4, "radii": 65, "pose_steps": 200, "model": 1},
     "full": {"size": 240, "sphere": 5, "radii": 129, "pose_steps": 400, "model": 2},
 }
-if PRESET not in PRESETS:
-    raise ValueError(f"PRESET is {PRESET!r}; choose one of {', '.join(PRESETS)}.")
-P = PRESETS[PRESET]
-out = Path(OUT_DIR)
-out.mkdir(parents=True, exist_ok=True)
+P, out = begin("20_rasterizer", globals(), PRESETS)
 numbers: dict[str, float] = {}  # what this notebook measures; written to OUT_DIR/numbers.json at the end
 
 print(f"{'preset':8}" + "".join(f"{key:>12}" for key in P))
@@ -745,7 +741,7 @@ for backend in backends:
 
 # %%
 numbers["golden_files"] = numbers["golden_mismatches"] = 0
-for path in sorted(Path("../tests/golden").glob("pytorch3d_*.npz")):
+for path in sorted(repository("tests/golden").glob("pytorch3d_*.npz")):
     golden = np.load(path)
     golden_screen, golden_triangles = torch.tensor(golden["screen"]), torch.tensor(golden["triangles"]).long()
     height, width = golden["face_index"].shape

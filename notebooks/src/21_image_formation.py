@@ -17,7 +17,6 @@
 import io
 import json
 import math
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -30,6 +29,7 @@ from torch import Tensor
 from facelab import checks
 from facelab.camera import PerspectiveCamera, WeakPerspectiveCamera
 from facelab.colour import linear_to_srgb, srgb_to_linear
+from facelab.course import begin
 from facelab.geometry import normalise, vertex_normals
 from facelab.illumination import (
     CLAMPED_COSINE,
@@ -53,7 +53,7 @@ plt.rcParams.update({"figure.dpi": 120, "image.interpolation": "nearest", "axes.
 PRESET = "quick"
 DEVICE = "cpu"
 SEED = 0
-OUT_DIR = "../runs/21_image_formation"
+OUT_DIR = ""  # folder for the results; "": runs/21_image_formation of the repository
 
 # %%
 PRESETS = {
@@ -61,11 +61,7 @@ PRESETS = {
     "quick": {"size": 180, "model": 1, "rays": 200_000, "people": 2_000},
     "full": {"size": 400, "model": 2, "rays": 2_000_000, "people": 5_000},
 }
-if PRESET not in PRESETS:
-    raise ValueError(f"PRESET is {PRESET!r}; choose one of {', '.join(PRESETS)}.")
-P = PRESETS[PRESET]
-out = Path(OUT_DIR)
-out.mkdir(parents=True, exist_ok=True)
+P, out = begin("21_image_formation", globals(), PRESETS)
 numbers: dict[str, float] = {}  # what this notebook measures; written to OUT_DIR/numbers.json at the end
 
 print(f"{'preset':8}" + "".join(f"{key:>12}" for key in P))

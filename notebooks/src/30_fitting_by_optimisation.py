@@ -16,7 +16,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from facelab import checks, metrics
 from facelab.colour import linear_to_srgb, srgb_to_linear
+from facelab.course import begin, repository
 from facelab.geometry import euler_to_matrix, normalise, vertex_normals
 from facelab.illumination import (
     SH_CONSTANTS,
@@ -58,7 +58,7 @@ plt.rcParams.update({"figure.dpi": 120, "axes.titlesize": 10})
 PRESET = "quick"
 DEVICE = "cpu"
 SEED = 0
-OUT_DIR = "../runs/30_fitting_by_optimisation"
+OUT_DIR = ""  # folder for the results; "": runs/30_fitting_by_optimisation of the repository
 
 # %%
 PRESETS = {
@@ -74,12 +74,8 @@ PRESETS = {
         "detail": 2, "people": 20, "prior_people": 100, "adam_steps": 2000,
     },
 }  # fmt: skip
-if PRESET not in PRESETS:
-    raise ValueError(f"PRESET is {PRESET!r}; choose one of {', '.join(PRESETS)}.")
-P = PRESETS[PRESET]
+P, out = begin("30_fitting_by_optimisation", globals(), PRESETS)
 settings: Settings = P["settings"]
-out = Path(OUT_DIR)
-out.mkdir(parents=True, exist_ok=True)
 numbers: dict[str, float] = {}  # what this notebook measures; written to OUT_DIR/numbers.json at the end
 
 print(f"{'preset':8}{'crop px':>8}{'coefficients':>14}{'mesh':>6}{'people':>8}{'adam steps':>12}  levels")
@@ -1206,28 +1202,20 @@ for column, (name, (case, _)) in enumerate(accidents.items()):
 # one's own model are easier to represent; drawings are harder for a detector.
 
 # %%
-file = Path("../benchmarks/results/fitting_synthetic.json")
-if file.exists():
-    result = json.loads(file.read_text())
-    missed = len(result["failures"])
-    print(f"{result['count']} rendered faces, {missed} without a detected face; seed {result['seed']}")
-    print(f"{result['hardware']}; {result['date']}; commit {result['commit']}")
-    for key, row in result["errors"].items():
-        print(f"{key:28} median {row['median']:8.3f}   90th percentile {row['p90']:8.3f}")
-else:
-    print("No benchmark result here; `python benchmarks/fitting.py synthetic` makes one.")
+result = json.loads(repository("benchmarks/results/fitting_synthetic.json").read_text())
+missed = len(result["failures"])
+print(f"{result['count']} rendered faces, {missed} without a detected face; seed {result['seed']}")
+print(f"{result['hardware']}; {result['date']}; commit {result['commit']}")
+for key, row in result["errors"].items():
+    print(f"{key:28} median {row['median']:8.3f}   90th percentile {row['p90']:8.3f}")
 
 # %%
-file = Path("../benchmarks/results/fitting_photos.json")
-if file.exists():
-    result = json.loads(file.read_text())
-    missed = len(result["failures"])
-    print(f"{result['count']} photographs, {missed} without a detected face; seed {result['seed']}")
-    print(f"{result['hardware']}; {result['date']}; commit {result['commit']}")
-    for key, row in result["errors"].items():
-        print(f"{key:28} median {row['median']:8.3f}   90th percentile {row['p90']:8.3f}")
-else:
-    print("No benchmark result on photographs here; `python benchmarks/fitting.py photos FOLDER` makes one.")
+result = json.loads(repository("benchmarks/results/fitting_photos.json").read_text())
+missed = len(result["failures"])
+print(f"{result['count']} photographs, {missed} without a detected face; seed {result['seed']}")
+print(f"{result['hardware']}; {result['date']}; commit {result['commit']}")
+for key, row in result["errors"].items():
+    print(f"{key:28} median {row['median']:8.3f}   90th percentile {row['p90']:8.3f}")
 
 # %% [markdown]
 # **What you have now.** The baseline. It needs landmarks, a start and a second or two; in return it says

@@ -15,7 +15,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from facelab import checks, metrics
 from facelab.corpora import CorpusSpec, Renderer
+from facelab.course import begin, repository
 from facelab.distributions import DISTRIBUTIONS
 from facelab.errors import FacelabError
 from facelab.geometry import euler_to_matrix
@@ -49,7 +49,7 @@ plt.rcParams.update({"figure.dpi": 120, "axes.titlesize": 10})
 PRESET = "quick"
 DEVICE = "cpu"
 SEED = 0
-OUT_DIR = "../runs/40_inversefacenet"
+OUT_DIR = ""  # folder for the results; "": runs/40_inversefacenet of the repository
 
 # %%
 PRESETS = {
@@ -61,11 +61,7 @@ PRESETS = {
              "breedings": 8, "targets": 100_000, "test": 1000, "reconstruct": 8, "looks": 200,
              "optimizer": "adadelta", "rate": 0.01},
 }  # fmt: skip
-if PRESET not in PRESETS:
-    raise ValueError(f"PRESET is {PRESET!r}; choose one of {', '.join(PRESETS)}.")
-P = PRESETS[PRESET]
-out = Path(OUT_DIR)
-out.mkdir(parents=True, exist_ok=True)
+P, out = begin("40_inversefacenet", globals(), PRESETS)
 numbers: dict[str, float] = {}  # what this notebook measures; written to OUT_DIR/numbers.json at the end
 
 print(f"{'':12}" + "".join(f"{name:>12}" for name in PRESETS))
@@ -661,7 +657,7 @@ for key in ("row", "network", "presentations", "targets", "minutes", "hardware",
 # in them vary.
 
 # %%
-trainings = json.loads(Path("../results/inversefacenet_training.json").read_text())
+trainings = json.loads(repository("results/inversefacenet_training.json").read_text())
 figure, axes = plt.subplots(1, 3, figsize=(12, 2.8), layout="constrained")
 colours = plt.get_cmap("tab20").colors
 for (name, training), colour in zip(trainings.items(), colours):
@@ -819,7 +815,7 @@ print(f"\n{'training, a shared CPU core':29}{'pictures shown':>15}{'minutes':>9}
 for name, key in TRAINED.items():
     print(f"{name:29}{trainings[key]['presentations']:15,}{trainings[key]['minutes']:9.0f}")
 print("the paper, a GTX Titan: 2,400,000 each, 4.1, 4.4 and 29.4 hours; ResNet-101 4,800,000, 41.0 hours")
-speed = json.loads(Path("../benchmarks/results/inference_cpu.json").read_text())
+speed = json.loads(repository("benchmarks/results/inference_cpu.json").read_text())
 print("\nmilliseconds a picture,", speed["run"]["hardware"])
 for name, values in speed["milliseconds per picture"].items():
     print(f"{name:50}", ", ".join(f"{batch}: {value:.1f}" for batch, value in values.items()))

@@ -14,7 +14,6 @@
 # %%
 import json
 import math
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from facelab import checks, metrics
 from facelab.colour import linear_to_srgb
 from facelab.corpora import CorpusSpec, Renderer
+from facelab.course import begin, repository
 from facelab.distributions import DISTRIBUTIONS
 from facelab.geometry import euler_to_matrix
 from facelab.illumination import SphericalHarmonicsLight
@@ -54,7 +54,7 @@ plt.rcParams.update({"figure.dpi": 120, "axes.titlesize": 10})
 PRESET = "quick"
 DEVICE = "cpu"
 SEED = 0
-OUT_DIR = "../runs/50_mofa"
+OUT_DIR = ""  # folder for the results; "": runs/50_mofa of the repository
 
 # %%
 PRESETS = {
@@ -66,11 +66,7 @@ PRESETS = {
              "autoencoder_steps": 50_000, "decoder_steps": 50_000, "test": 200, "colours": 200,
              "optimizer": "AdaDelta"},
 }  # fmt: skip
-if PRESET not in PRESETS:
-    raise ValueError(f"PRESET is {PRESET!r}; choose one of {', '.join(PRESETS)}.")
-P = PRESETS[PRESET]
-out = Path(OUT_DIR)
-out.mkdir(parents=True, exist_ok=True)
+P, out = begin("50_mofa", globals(), PRESETS)
 numbers: dict[str, float] = {}  # what this notebook measures; written to OUT_DIR/numbers.json at the end
 
 print(f"{'':20}" + "".join(f"{name:>12}" for name in PRESETS))
@@ -455,7 +451,7 @@ _, card = load_checkpoint("mofa")
 for key in ("kind", "side", "preset", "pretrained", "pictures", "corpus", "seen", "surrogate", "cpu_seconds",
             "date"):  # fmt: skip
     print(f"{key:12} {card[key]}")
-curves = json.loads(Path("../results/mofa_training.json").read_text())
+curves = json.loads(repository("results/mofa_training.json").read_text())
 
 figure, axes = plt.subplots(1, 3, figsize=(10, 3))
 for axis, (name, unit) in zip(
@@ -578,7 +574,7 @@ numbers["small_million_weights"] = counts["small"] / 1e6
 # VGG, which have no batch normalisation, at a tenth of the learning rate).
 
 # %%
-encoders = json.loads(Path("../results/mofa_encoders.json").read_text())
+encoders = json.loads(repository("results/mofa_encoders.json").read_text())
 figure, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
 for kind, training in encoders["encoders"].items():
     for axis, name in zip(axes, ("geometry_mm", "photometric", "landmarks_px")):
@@ -617,7 +613,7 @@ columns = {"geometry_posed_mm": "geometry", "geometry_scaled_mm": "shape only",
            "colour_distance": "photometric", "landmarks_px": "landmarks", "pose_degrees": "pose"}  # fmt: skip
 head = "".join(f"{c:>12}" for c in columns.values())
 print(f"{'set':20}{'method':24}{'n':>4}{'failed':>8}{head}{'ms':>8}")
-measured = {(r.test_set, r.method): r for r in load_rows(Path("../results")) if r.method in wanted}
+measured = {(r.test_set, r.method): r for r in load_rows(repository("results")) if r.method in wanted}
 for row in sorted(measured.values(), key=lambda r: (r.test_set, wanted.index(r.method))):
     summary = row.summary()
     cells = "".join(f"{summary[c]['mean']:12.2f}" if c in summary else f"{'–':>12}" for c in columns)

@@ -13,7 +13,6 @@
 # %%
 import json
 from functools import lru_cache
-from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -27,6 +26,7 @@ from torch import Tensor
 from facelab import checks, metrics
 from facelab.camera import PerspectiveCamera
 from facelab.colour import srgb_to_linear
+from facelab.course import begin, repository
 from facelab.errors import FacelabError
 from facelab.geometry import vertex_normals
 from facelab.illumination import ambient_to_sh
@@ -61,7 +61,7 @@ plt.rcParams.update(
 PRESET = "quick"
 DEVICE = "cpu"
 SEED = 0
-OUT_DIR = "../runs/90_scoreboard"
+OUT_DIR = ""  # folder for the results; "": runs/90_scoreboard of the repository
 
 # %%
 BASELINES = {"average": AverageFace, "landmarks": LandmarkFitting, "full": FullFitting}
@@ -75,11 +75,7 @@ PRESETS = {
         "recompute": ("in_model", "outside", "path_traced"),
     },
 }  # fmt: skip
-if PRESET not in PRESETS:
-    raise ValueError(f"PRESET is {PRESET!r}; choose one of {', '.join(PRESETS)}.")
-P = PRESETS[PRESET]
-out = Path(OUT_DIR)
-out.mkdir(parents=True, exist_ok=True)
+P, out = begin("90_scoreboard", globals(), PRESETS)
 numbers: dict[str, float] = {}  # what this notebook measures; written to OUT_DIR/numbers.json at the end
 
 print(f"{'preset':8}{'pictures':>9}{'pairs':>7}  {'methods':28}recomputed sets")
@@ -487,7 +483,8 @@ for name in P["recompute"]:
             evaluate(method, load_test_set(name, 60), name, preset=PRESET, seed=SEED, folder=out),
             out / "rows",
         )
-every_row = load_rows() if not P["recompute"] else load_rows("../results", out / "rows")
+folders = (repository("results"), out / "rows")
+every_row = load_rows(*folders if P["recompute"] else folders[:1])
 rows = [row for row in every_row if "," not in row.method]
 print(len(rows), "rows,", len(every_row) - len(rows), "of variants left out")
 if not rows:
