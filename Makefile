@@ -3,6 +3,7 @@
 
 PYTHON  ?= python3
 PHOTO   ?=
+FACE    ?= -1
 PRESET  ?= quick
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -11,6 +12,10 @@ WORKERS ?= 2
 # On Linux: keep memory that was freed, in huge pages. PyTorch on a CPU asks for new memory in every operation,
 # and where fresh pages are slow (virtual machines) that costs a part of every step (docs/training.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
+
+# A file's name is data: recipes get it through the environment, as it was typed, and no shell reads it.
+override PHOTO := $(value PHOTO)
+export PHOTO
 
 .PHONY: run test lint unit notebooks-test nbval lab notebooks model test-sets clean help
 
@@ -24,8 +29,8 @@ $(VENV)/.installed: pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,judge]'
 	@touch $@
 
-run: $(VENV)/.installed ## reconstruct PHOTO=me.jpg (default: a NASA portrait) into runs/
-	@$(BIN)/python notebooks/run.py --preset $(PRESET) $(PHOTO)
+run: $(VENV)/.installed ## reconstruct PHOTO=me.jpg (default: a NASA portrait; a folder: all in it) into runs/
+	@$(BIN)/python notebooks/run.py --preset $(PRESET) --face $(FACE)
 
 test: lint unit notebooks-test ## lint, unit tests, every notebook at PRESET=tiny
 

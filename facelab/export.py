@@ -6,6 +6,7 @@ at true size; .obj has no units and stays in millimetres (in Blender: import wit
 """
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def export_glb(mesh: TexturedMesh, path: str | Path, shininess: float = 20.0) ->
         name=path.stem,
         baseColorTexture=_picture(mesh.diffuse),
         metallicFactor=0.0,
-        roughnessFactor=float((2 / (shininess + 2)) ** 0.25),
+        roughnessFactor=roughness(shininess),
     )
 
     def add_specular(buffers: dict[Any, bytes], tree: dict[str, Any]) -> None:
@@ -148,24 +149,38 @@ def export_glb(mesh: TexturedMesh, path: str | Path, shininess: float = 20.0) ->
     return path
 
 
-def export_obj(mesh: TexturedMesh, path: str | Path) -> list[Path]:
+def roughness(shininess: float) -> float:
+    """glTF's roughness of a Blinn-Phong exponent s: (2 / (s + 2))^¼ (Karis 2013)."""
+    return float((2 / (shininess + 2)) ** 0.25)
+
+
+def blender_exponent(shininess: float) -> float:
+    """The MTL `Ns` of the same roughness to Blender's importer: roughness = 1 - (Ns / 1000)^½."""
+    return 1000 * (1 - roughness(shininess)) ** 2
+
+
+def export_obj(mesh: TexturedMesh, path: str | Path, shininess: float = 20.0) -> list[Path]:
     """Write `mesh` as NAME.obj in millimetres, NAME.mtl, NAME_diffuse.png and NAME_specular.png (if any).
 
-    PNGs hold sRGB; in the specular one white is F0 = 0.08, and the MTL's map_Ks points to it.
+    `path` is given with or without `.obj`. PNGs hold sRGB; in the specular one white is F0 = 0.08, and the MTL's
+    map_Ks points to it. `Ns` and `Pr` have the roughness of `export_glb`.
     """
-    path = Path(path).with_suffix(".obj")
+    path = Path(path)
+    path = path if path.suffix.lower() == ".obj" else path.with_name(path.name + ".obj")  # john.smith
     stem = path.with_suffix("")
+    material_name = re.sub(r"[^\w.-]+", "_", stem.name)  # MTL ends a name at a space
     path.parent.mkdir(parents=True, exist_ok=True)
     maps = {"Kd": (f"{stem.name}_diffuse.png", mesh.diffuse)}
     if mesh.specular is not None:
         maps["Ks"] = (f"{stem.name}_specular.png", mesh.specular / F0_WHITE)
     ks = 0 if mesh.specular is None else 1
-    lines = [f"newmtl {stem.name}", "Ka 0 0 0", "Kd 1 1 1", f"Ks {ks} {ks} {ks}"]
+    lines = [f"newmtl {material_name}", "Ka 0 0 0", "Kd 1 1 1", f"Ks {ks} {ks} {ks}"]
+    lines += [f"Ns {blender_exponent(shininess):.4f}", f"Pr {roughness(shininess):.4f}"]
     for key, (name, values) in maps.items():
         _picture(values).save(stem.with_name(name))
         lines.append(f"map_{key} {name}")
-    stem.with_suffix(".mtl").write_text("\n".join(lines) + "\n")
-    material = trimesh.visual.material.SimpleMaterial(image=_picture(mesh.diffuse), name=stem.name)
+    stem.with_name(stem.name + ".mtl").write_text("\n".join(lines) + "\n")
+    material = trimesh.visual.material.SimpleMaterial(image=_picture(mesh.diffuse), name=material_name)
     body = trimesh_obj(
         _to_trimesh(mesh, material),
         include_normals=True,
@@ -175,7 +190,7 @@ def export_obj(mesh: TexturedMesh, path: str | Path) -> list[Path]:
         header=f"{stem.name}: face in millimetres, +y up, +z out of the face",
     )
     path.write_text(body)
-    return [path, stem.with_suffix(".mtl"), *(stem.with_name(name) for name, _ in maps.values())]
+    return [path, stem.with_name(stem.name + ".mtl"), *(stem.with_name(name) for name, _ in maps.values())]
 
 
 def _check_uv(attributes: Tensor, triangles: Tensor, uv: Tensor, uv_triangles: Tensor) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from facelab.camera import PerspectiveCamera
 from facelab.colour import linear_to_srgb, srgb_to_linear
 from facelab.errors import MeshError, ParameterError
-from facelab.export import F0_WHITE, bake_texture, export_glb, export_obj, textured_mesh
+from facelab.export import F0_WHITE, bake_texture, export_glb, export_obj, roughness, textured_mesh
 from facelab.illumination import SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
 from facelab.image_formation import render
 from facelab.morphable_model import MorphableModel
@@ -226,3 +226,15 @@ def test_errors(tube):
         bake_texture(diffuse, tube.triangles, tube.uv + 3, tube.uv_triangles, 64)
     with pytest.raises(MeshError):
         bake_texture(diffuse, tube.triangles, tube.uv, tube.uv_triangles[1:], 64)
+
+
+@pytest.mark.parametrize("name", ["john.smith", "my face", "o'brien.obj", "日本"])
+def test_obj_keeps_any_name_and_has_the_glb_s_roughness(tube: MorphableModel, name: str, tmp_path) -> None:
+    mesh = textured_mesh(tube, tube.mean, tube.albedo()[0], None, size=32)
+    obj, mtl, *_ = export_obj(mesh, tmp_path / name)
+    assert obj.name == name.removesuffix(".obj") + ".obj" and obj.is_file() and mtl.stem == obj.stem
+    values = dict(line.split(" ", 1) for line in mtl.read_text().splitlines())
+    used = [line.split(" ", 1)[1] for line in obj.read_text().splitlines() if line.startswith("usemtl")]
+    assert used == [values["newmtl"]] and " " not in values["newmtl"]
+    assert 1 - math.sqrt(float(values["Ns"]) / 1000) == pytest.approx(roughness(20.0), abs=1e-3)
+    assert float(values["Pr"]) == pytest.approx(roughness(20.0), abs=1e-3)
