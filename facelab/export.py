@@ -162,8 +162,8 @@ def blender_exponent(shininess: float) -> float:
 def export_obj(mesh: TexturedMesh, path: str | Path, shininess: float = 20.0) -> list[Path]:
     """Write `mesh` as NAME.obj in millimetres, NAME.mtl, NAME_diffuse.png and NAME_specular.png (if any).
 
-    `path` is given with or without `.obj`. PNGs hold sRGB; in the specular one white is F0 = 0.08, and the MTL's
-    map_Ks points to it. `Ns` and `Pr` have the roughness of `export_glb`.
+    `path` is given with or without `.obj`. PNGs hold sRGB; in the specular one white is F0 = 0.08, and
+    the MTL's map_Ks points to it. `Ns` and `Pr` have the roughness of `export_glb`.
     """
     path = Path(path)
     path = path if path.suffix.lower() == ".obj" else path.with_name(path.name + ".obj")  # john.smith

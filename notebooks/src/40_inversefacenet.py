@@ -98,6 +98,7 @@ print(layout, "->", layout.size)
 # Section 5 of the paper prescribes the distribution $P(\theta)$, every part independent of the others (Eq.
 # 5). It fits in a few lines:
 
+
 # %%
 def sample_parameters(count: int, generator: torch.Generator) -> Tensor:
     """Section 5: (count, layout.size)."""
