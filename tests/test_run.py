@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [
     "my photo (1).jpg", "o'brien.jpg", 'say "hi".jpg', "a&touch hacked&.jpg",
-    "-v.jpg", "$HOME $(touch hacked) `id`.jpg", "~/me.jpg", "日本 é.png", "a;b|c>d#e.jpg", "back\\slash%.jpg", "a$$b.jpg",
+    "-v.jpg", "$HOME $(touch hacked) `id`.jpg", "~/me.jpg",
+    "日本 é.png", "a;b|c>d#e.jpg", "back\\slash%.jpg", "a$$b.jpg",
 ]  # fmt: skip
 
 spec = importlib.util.spec_from_file_location("notebooks_run", ROOT / "notebooks" / "run.py")
