@@ -1173,7 +1173,7 @@ for column, (name, (case, _)) in enumerate(accidents.items()):
 # experiment: our renderer casts no shadows, so here the light is exactly what the model can express. In a
 # real photograph side light comes with cast shadows, and then it is the row above. **Dark, bright**: the
 # shape is nearly as good with free size, but look at the columns brightness and rigid: the skin comes out too
-# light, and the size of the head is off. That it is not missed by more owes to this model: the patterns of its
+# light, and the size of the head is off. That it is not missed by more owes to this model: patterns of its
 # skins (lips, brows, cheeks) go with their brightness, and a rendered face shows exactly those patterns.
 # Notebook 21 constructs the pairs that nothing can tell apart. In a real photograph the
 # patterns are not the model's, and then `light_prior`, a guess about photographers, decides. **Wrong focal
