@@ -6,7 +6,7 @@ PHOTO   ?=
 FACE    ?= -1
 PRESET  ?= quick
 VENV    := .venv
-BIN     := $(VENV)/bin
+BIN     := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 WORKERS ?= 2
 
 # On Linux: keep memory that was freed, in huge pages. PyTorch on a CPU asks for new memory in every operation,
@@ -17,17 +17,29 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 override PHOTO := $(value PHOTO)
 export PHOTO
 
-.PHONY: run test lint unit notebooks-test nbval lab notebooks model test-sets clean help
+.PHONY: run test lint unit notebooks-test nbval lab notebooks model test-sets lock clean help
 
 help:
 	@sed -n 's/^# //p' Makefile; grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
 
-$(VENV)/.installed: pyproject.toml
+LOCKS   := requirements-torch.lock requirements.lock requirements-cuda.lock
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+# Nothing is resolved: the lock files name every package (docs/supply.md).
+$(VENV)/.installed: pyproject.toml $(LOCKS)
 	@$(PYTHON) -c 'import sys; sys.exit("facelab needs Python 3.11 or newer; set PYTHON=python3.11, say" if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing facelab into $(VENV) (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,judge]'
+	@$(INSTALL) -r requirements-torch.lock
+	@$(INSTALL) --require-hashes -r requirements.lock
+	@if $(BIN)/python -c 'from importlib.metadata import requires as r; exit("triton" not in " ".join(r("torch") or ()))'; \
+	then $(INSTALL) --require-hashes -r requirements-cuda.lock; fi
+	@$(INSTALL) --no-build-isolation --editable .
 	@touch $@
+
+lock: $(VENV)/.installed ## make the lock files again, with the newest versions that pyproject.toml allows
+	@$(BIN)/python -m pip install --quiet --no-deps 'uv==0.13.9'
+	$(BIN)/python data_scripts/lock.py
 
 run: $(VENV)/.installed ## reconstruct PHOTO=me.jpg (default: a NASA portrait; a folder: all in it) into runs/
 	@$(BIN)/python notebooks/run.py --preset $(PRESET) --face $(FACE)

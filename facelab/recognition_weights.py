@@ -3,13 +3,10 @@
 dlib serialises a network as nested C++ types: every `add_layer` writes a version, then the network
 below it, then its own record. Unrolled, the file is (1) a header, (2) one version number per layer, the
 outermost (last) layer first, (3) the layers' records, input layer first: forward order. Nothing in the
-file is executed, and a file's sha256 is checked before it is parsed.
+file is executed, and a file's sha256 is checked before it is parsed (third_party.py).
 """
 
-import hashlib
 import math
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,33 +24,6 @@ class Layer(NamedTuple):
     bias: np.ndarray = np.empty(0)
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
-
-
-def package_file(package: str, *parts: str, advice: str) -> Path:
-    """Path of a data file inside an installed package, found without importing the package.
-
-    Raises ModelFileError with `advice` if the package, or the file in it, is not there.
-    """
-    spec = find_spec(package)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder, *parts)
-        if path.is_file():
-            return path
-    raise ModelFileError(f"The package {package!r}, or its file {parts[-1]!r}, is not installed: {advice}")
-
-
-def read_checked(path: str | Path, sha256: str) -> bytes:
-    """The bytes of a file; ModelFileError if it cannot be read or is not exactly the file we know."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"Cannot read the model file {path} ({error.strerror}).") from error
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ModelFileError(
-            f"The model file {path} is truncated or altered (its sha256 is not {sha256[:12]}…): "
-            "reinstall the package it came with."
-        )
-    return data
 
 
 class _Reader:

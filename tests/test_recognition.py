@@ -21,12 +21,8 @@ from facelab.recognition import (
     composite,
     identity_similarity,
 )
-from facelab.recognition_weights import package_file, parse_face_network, read_checked
-
-
-def dlib_file(name):
-    return str(package_file("face_recognition_models", "models", name, advice=""))
-
+from facelab.recognition_weights import parse_face_network
+from facelab.third_party import DLIB_FILES, dlib_file, package_file, read_checked
 
 FACE = np.ascontiguousarray(astronaut()[:300, 80:380])
 WEIGHTS = dlib_file("dlib_face_recognition_resnet_model_v1.dat")
@@ -274,7 +270,7 @@ def test_sface_equals_onnx_and_tells_faces_apart():
 
 
 def test_truncated_or_altered_weights(tmp_path):
-    data = bytearray(read_checked(WEIGHTS, recognition.DLIB_SHA256))
+    data = bytearray(read_checked(WEIGHTS, DLIB_FILES[recognition.DLIB_NETWORK]))
     for count in (0, 1, 40, 500, len(data) // 2, len(data) - 1):
         with pytest.raises(ModelFileError, match="middle of a record"):
             parse_face_network(bytes(data[:count]))

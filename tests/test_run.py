@@ -31,7 +31,8 @@ def test_make_hands_over_any_name(name: str, tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "pyproject.toml").touch()
+    for path in (ROOT / "pyproject.toml", *ROOT.glob("*.lock")):
+        (tmp_path / path.name).touch()
     (tmp_path / ".venv" / ".installed").touch()
     (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
     (tmp_path / "notebooks" / "run.py").write_text("import os; print(ascii(os.environ['PHOTO']))")

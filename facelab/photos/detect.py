@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +17,7 @@ from facelab.errors import FaceIndexError, ImageTooSmallError, ModelFileError, N
 from facelab.photos.crop import share_outside
 from facelab.photos.guard import guarded
 from facelab.photos.load import check_image
+from facelab.third_party import dlib_file
 
 LEAST_FACE = 24  # px of the landmarks' box
 _WINDOW = 80  # px, the HOG detector's own: smaller pictures are padded to it
@@ -56,11 +55,6 @@ class LandmarkDetector(Protocol):
         """The faces of a (3, H, W) sRGB picture in [0, 1]."""
 
 
-def _model_file(name: str) -> str:
-    spec = find_spec("face_recognition_models")  # found, not imported: its __init__ needs setuptools
-    return str(Path((spec.submodule_search_locations or [])[0]) / "models" / name)  # type: ignore[union-attr]
-
-
 class _Models(threading.local):
     """dlib's detectors: they keep their work inside themselves, so every thread has its own."""
 
@@ -76,7 +70,7 @@ class _Models(threading.local):
         with guarded(_NOT_INSTALLED, ModelFileError):
             import dlib
 
-            return dlib.cnn_face_detection_model_v1(_model_file("mmod_human_face_detector.dat"))
+            return dlib.cnn_face_detection_model_v1(dlib_file("mmod_human_face_detector.dat"))
 
 
 _MODELS = _Models()
@@ -88,7 +82,7 @@ def _predictor() -> Any:
     with guarded(_NOT_INSTALLED, ModelFileError):
         import dlib
 
-        return dlib.shape_predictor(_model_file("shape_predictor_68_face_landmarks.dat"))
+        return dlib.shape_predictor(dlib_file("shape_predictor_68_face_landmarks.dat"))
 
 
 @dataclass(frozen=True)
