@@ -60,7 +60,7 @@ nbval: $(VENV)/.installed ## run the committed notebooks as they are, at PRESET=
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout 600 notebooks/*.ipynb
 
 lab: $(VENV)/.installed ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir notebooks
+	$(BIN)/jupyter lab --notebook-dir . --LabApp.default_url=/lab/tree/notebooks
 
 notebooks: $(VENV)/.installed ## rebuild and execute notebooks/*.ipynb from notebooks/src
 	$(BIN)/python notebooks/build.py

@@ -1,13 +1,13 @@
-"""Rows of the scoreboard: methods on test sets, into results/.
+"""Rows of the scoreboard: methods on test sets, printed; into results/ with --write.
 
-    python benchmarks/scoreboard.py                                   baselines on the sets that need nothing
+    python benchmarks/scoreboard.py [--write]                         baselines on the sets that need nothing
     python benchmarks/scoreboard.py --set ict=FOLDER photos=FOLDER    on sets that the user has
     python benchmarks/scoreboard.py --method my_module:MyMethod       another method (docs/adding_a_method.md)
     python benchmarks/scoreboard.py --method facelab.methods.mofa:FramedMoFA@mofa=MoFA       the shipped one
     python benchmarks/scoreboard.py --method facelab.methods.mofa:FramedMoFA@runs/a.safetensors="trial"
 
-A run that is stopped goes on where it was (see --runs). A row of a folder of photographs has the folder's
-name in its own.
+A run that is stopped goes on where it was (see --runs). A row that is written takes the place of the same
+method's on the same set. A row of a folder of photographs has the folder's name in its own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", default=BASELINES, metavar="CLASS")
     parser.add_argument("--set", nargs="+", default=SETS, metavar="NAME[=FOLDER]")
     parser.add_argument("--limit", type=int, default=60, help="pictures a set (default 60)")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--write", action="store_true", help="keep the rows in --results")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: the committed rows")
     parser.add_argument("--runs", type=Path, default=RESULTS.parent / "runs" / "scoreboard")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--preset", default="full", help="what the row says the method was trained with")
@@ -63,7 +64,8 @@ def main() -> None:
         label = f"photos_{Path(folder).name}" if name == "photos" else name
         for kind in arguments.method:
             row = evaluate(make_method(kind), records, label, preset=arguments.preset, folder=arguments.runs)
-            save_row(row, arguments.results)
+            if arguments.write:
+                save_row(row, arguments.results)
             if not arguments.keep:
                 log_file(row, arguments.runs).unlink()
             rows.append(row)

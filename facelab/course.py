@@ -45,9 +45,9 @@ def begin(notebook: str, variables: Mapping[str, Any], presets: Mapping[str, Pre
 def check_device(name: Any) -> torch.device:
     """`name` ("cpu", "cuda", "cuda:1") as a device; ParameterError if this machine cannot compute there."""
     try:
-        device = torch.device(name)
+        device = torch.device(str(name))  # PyTorch would take a number as well, and bytes
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
         raise ParameterError(
             f'DEVICE is {name!r}, which PyTorch cannot use on this machine; give "cpu", or see that '
             "torch.cuda.is_available() is true."
