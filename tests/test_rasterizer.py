@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 import weakref
 from pathlib import Path
 
@@ -14,9 +15,17 @@ from torch import Tensor
 from facelab.errors import FacelabError, ImageSizeError, MeshError, ParameterError
 from facelab.rasterizer import NEAR, antialias, antialiasing, backends, interpolate, rasterize, torch_backend
 
+INTERPRETER = [
+    pytest.mark.skipif(
+        not importlib.util.find_spec("triton") or os.environ.get("TRITON_INTERPRET") != "1",
+        reason="no triton for its interpreter, or a GPU is here (test_cuda.py)",
+    ),
+    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),  # infinities, as on purpose
+]
 BACKENDS = [
     "torch",
     pytest.param("numba", marks=pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="no numba")),
+    pytest.param("triton", marks=INTERPRETER),
 ]
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("pytorch3d_*.npz"))
 
@@ -242,7 +251,10 @@ def test_gradients_of_interpolation(backend: str) -> None:
     faces = rasterize(screen, triangles, 12, 14)
     colour = torch.rand(len(screen), 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     inputs = (screen.requires_grad_(), colour.requires_grad_())
-    assert torch.autograd.gradcheck(lambda s, c: interpolate(s, triangles, faces, c, backend=backend), inputs)
+    fast = backend == "triton"  # one random direction: its interpreter is slow
+    assert torch.autograd.gradcheck(
+        lambda s, c: interpolate(s, triangles, faces, c, backend=backend), inputs, fast_mode=fast
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

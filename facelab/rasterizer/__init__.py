@@ -35,7 +35,8 @@ def rasterize(
         triangles: (T, 3) int64, counter-clockwise seen from outside.
         height, width: image size in pixels.
         cull: drop triangles that turn their back to the camera.
-        backend: "numba" (CPU), "pytorch3d", "torch", or "auto": the fastest that is installed for the device.
+        backend: "numba" (CPU), "triton" (NVIDIA GPU), "pytorch3d", "torch", or "auto": the fastest that is
+            installed for the device.
 
     Returns:
         (..., H, W) int64: triangle number, -1 where there is none. It has no gradient.
@@ -43,7 +44,7 @@ def rasterize(
     Raises:
         ImageSizeError: a size that is not a positive whole number.
         MeshError: wrong shapes or types, or triangles that use vertices the mesh does not have.
-        ParameterError: NaN in screen.
+        ParameterError: NaN in screen, if it is on a CPU; on a GPU its triangles are dropped.
         FacelabError: a backend that is unknown, not installed, or not made for the device.
     """
     height, width = check_image_size(height, width)

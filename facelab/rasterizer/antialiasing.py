@@ -14,10 +14,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import MeshError
-from .inputs import NEAR, check_face_index, check_mesh, common_batch, one_batch, working_type
+from .inputs import (
+    NEAR,
+    check_face_index,
+    check_mesh,
+    common_batch,
+    one_batch,
+    remembered,
+    working_type,
+)
 from .torch_backend import repeat_and_count
 
 DEPTH_TOLERANCE = 1e-4  # relative; two surfaces closer than this are one
@@ -94,26 +101,20 @@ class _Crossings(NamedTuple):
     outward: Tensor  # +1 or -1: the direction from inner to outer
 
 
-_remembered = WeakIdKeyDictionary()
-
-
+@remembered
 def _edges(triangles: Tensor) -> _Edges:
     """Each edge of the mesh once, with its (at most two) triangles."""
-    version = 0 if triangles.is_inference() else triangles._version  # counts changes in place
-    if triangles not in _remembered or _remembered[triangles][0] != version:
-        one, two = triangles.roll(-1, 1).reshape(-1), triangles.roll(-2, 1).reshape(-1)
-        low, high = torch.minimum(one, two), torch.maximum(one, two)
-        key, order = (low * (triangles.max() + 1) + high).sort(stable=True)
-        starts = torch.ones_like(key, dtype=torch.bool)
-        starts[1:] = key[1:] != key[:-1]
-        first = starts.nonzero().squeeze(1)
-        second = (first + 1).clamp(max=key.shape[0] - 1)
-        paired = ~starts[second]
-        half = torch.stack([order[first], order[second]])  # number of the half edge, 3 t + corner opposite
-        faces = torch.where(torch.stack([torch.ones_like(paired), paired]), half // 3, triangles.shape[0])
-        edges = _Edges(torch.stack([low, high])[:, half[0]], faces, triangles.reshape(-1)[half])
-        _remembered[triangles] = (version, edges)
-    return _remembered[triangles][1]
+    one, two = triangles.roll(-1, 1).reshape(-1), triangles.roll(-2, 1).reshape(-1)
+    low, high = torch.minimum(one, two), torch.maximum(one, two)
+    key, order = (low * (triangles.max() + 1) + high).sort(stable=True)
+    starts = torch.ones_like(key, dtype=torch.bool)
+    starts[1:] = key[1:] != key[:-1]
+    first = starts.nonzero().squeeze(1)
+    second = (first + 1).clamp(max=key.shape[0] - 1)
+    paired = ~starts[second]
+    half = torch.stack([order[first], order[second]])  # number of the half edge, 3 t + corner opposite
+    faces = torch.where(torch.stack([torch.ones_like(paired), paired]), half // 3, triangles.shape[0])
+    return _Edges(torch.stack([low, high])[:, half[0]], faces, triangles.reshape(-1)[half])
 
 
 def _silhouettes(screen: Tensor, triangles: Tensor) -> _Silhouettes:

@@ -1,4 +1,4 @@
-"""Choosing among the backends: numba, PyTorch3D or plain PyTorch, by what is installed and the device."""
+"""Choosing among numba, Triton, PyTorch3D and plain PyTorch, by what is installed and the device."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 
 from ..errors import FacelabError
 
-ALL = ("numba", "torch", "pytorch3d")
-BEST_FIRST = {"cpu": ("numba", "torch"), "cuda": ("pytorch3d", "torch")}
+ALL = ("numba", "triton", "torch", "pytorch3d")
+FORMULAS = ("numba", "triton", "torch")  # those that interpolate
+BEST_FIRST = {"cpu": ("numba", "torch"), "cuda": ("triton", "pytorch3d", "torch")}
 
 
 @cache
@@ -37,4 +38,6 @@ def choose(name: str, device: torch.device, known: tuple[str, ...] = ALL) -> Mod
         raise FacelabError(f"The backend {name!r} fails here ({module}); install it or choose 'auto'.")
     if name == "numba" and device.type != "cpu":
         raise FacelabError(f"The numba backend needs tensors on the CPU, not on {device}; choose 'auto'.")
+    if name == "triton" and device.type != "cuda" and not module.INTERPRETED:
+        raise FacelabError(f"The triton backend needs tensors on a GPU, not on {device}; choose 'auto'.")
     return module

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import MeshError
-from .backends import choose
+from .backends import FORMULAS, choose
 from .inputs import check_face_index, check_mesh, common_batch, one_batch, working_type
 
 
@@ -32,7 +32,7 @@ def interpolate(
         triangles: (T, 3) int64.
         face_index: (..., H, W) int64 from `rasterize`, -1 is background.
         attributes: (..., V, C) values at the vertices, any meaning and unit.
-        backend: "numba" or "torch" formulas, which agree; "auto" takes numba on a CPU if it is installed.
+        backend: "numba", "triton" or "torch" formulas, which agree; "auto" takes the fastest for the device.
 
     Returns:
         values (..., C, H, W) and depth (..., 1, H, W) in the unit of `screen`, both 0 at the background.
@@ -54,7 +54,7 @@ def interpolate(
         one_batch(batch, attributes.to(dtype), 2),
         triangles,
         one_batch(batch, face_index, 2),
-        choose(backend, screen.device, ("numba", "torch")),
+        choose(backend, screen.device, FORMULAS),
     )
     return values.view(batch + values.shape[1:]), depth.view(batch + depth.shape[1:])
 
