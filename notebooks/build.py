@@ -8,7 +8,7 @@
 executed with the defaults of its parameters cell, and, where cells carry the tag `solution`,
 `notebooks/exercises/NN_name.ipynb` with those cells emptied. Cell ids are made from names and positions, so
 building twice changes nothing but what the code itself changes. A cell with the tag `solution` keeps what
-stands above its line `# SOLUTION`.
+stands above its line `# SOLUTION`. `long` is for trainings, which the tests run once instead of twice.
 """
 
 from __future__ import annotations
@@ -65,6 +65,15 @@ def to_exercise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode | None
         if cell.cell_type == "markdown":
             cell.source = cell.source.replace("](../", "](../../")
     return exercise if found else None
+
+
+def solve(exercise: nbformat.NotebookNode, notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The learner's copy with the solutions of `notebook` in it: what a correct hand-in looks like."""
+    solved = nbformat.from_dict(exercise)
+    for cell, solution in zip(solved.cells, notebook.cells, strict=True):
+        if "solution" in cell.metadata.get("tags", []):
+            cell.source = solution.source
+    return solved
 
 
 def keep_outputs(notebook: nbformat.NotebookNode, target: Path) -> None:

@@ -6,7 +6,14 @@ import base64
 import importlib.util
 import io
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import nbformat
 import numpy as np
@@ -30,20 +37,125 @@ def sources(notebook: nbformat.NotebookNode) -> list[tuple[str, str, tuple[str, 
     return [(c.cell_type, c.source, tuple(c.metadata.get("tags", []))) for c in notebook.cells]
 
 
+# Run between the cells of a notebook. `numbers` is what it measures, and goes to OUT_DIR/numbers.json.
+MUST_FAIL = """
+try:
+    exec({check!r}, globals())
+except Exception as error:
+    print("as it should:", type(error).__name__, error)
+else:
+    raise AssertionError({title!r} + " passes its check " + {how!r})
+"""
+WRONG = """
+def _off(answer, exact={name}):
+    if isinstance(answer, (tuple, dict)):
+        parts = [_off(part) for part in (answer.values() if isinstance(answer, dict) else answer)]
+        return dict(zip(answer, parts)) if isinstance(answer, dict) else tuple(parts)
+    return 1.1 * answer if answer.is_floating_point() else answer ^ 1  # the negation of a mask
+{name} = lambda *arguments, exact={name}, **named: _off(exact(*arguments, **named))
+"""
+ELSEWHERE = """
+_once = dict(globals().get("numbers", {{}}))
+__import__("os").chdir({folder!r})
+"""
+THE_SAME = """
+__import__("os").chdir({folder!r})
+_twice = globals().get("numbers", {{}})
+assert _twice.keys() == _once.keys(), _twice.keys() ^ _once.keys()
+for _key in _once:
+    _change = f"{{_key}} is {{_once[_key]}}, then {{_twice[_key]}} in the second run of " + {title!r}
+    assert abs(_twice[_key] - _once[_key]) <= 1e-6 + 1e-3 * abs(_once[_key]), _change
+"""
+
+
+def failures(unsolved: str, solution: str, check: str, function: str) -> list[str]:
+    """Cells that see the check fail without a solution, and with one that is a tenth too large."""
+    nothing, wrong = (
+        MUST_FAIL.format(check=check, title=function, how=how) for how in ("unsolved", "10 % off")
+    )
+    return [unsolved, nothing, solution, WRONG.format(name=function), wrong]
+
+
+def lesson(name: str, home: Path, elsewhere: Path) -> nbformat.NotebookNode:
+    """The notebook as a learner runs it who tries everything: each check without a solution and with a
+    wrong one first, where it must fail, and every cell twice, in the folder `home` and again in `elsewhere`,
+    with the same numbers.
+
+    Trainings (tagged `long`) run once, or twice as well with `make notebooks-test LONG=1`."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    path = ROOT / "notebooks" / "exercises" / f"{name}.ipynb"
+    exercise = nbformat.read(path, as_version=4) if path.exists() else notebook
+    pairs = zip(exercise.cells, build.solve(exercise, notebook).cells)
+    code = [(cell, solved) for cell, solved in pairs if cell.cell_type == "code"]
+    cells = []
+    for position, (unsolved, cell) in enumerate(code):
+        title = cell.source.strip().split("\n")[0]
+        tags = cell.metadata.get("tags", [])
+        first = nbformat.v4.new_code_cell(cell.source, metadata={"tags": tags})
+        if "parameters" in tags:  # papermill puts its own after them
+            cells.append(first)
+            continue
+        if "solution" in tags:
+            check, (function,) = (
+                code[position + 1][1].source,
+                re.findall(r"^def (\w+)", cell.source, re.MULTILINE),
+            )
+            cells += map(nbformat.v4.new_code_cell, failures(unsolved.source, cell.source, check, function))
+        cells.append(first)
+        if "long" not in tags or os.environ.get("LONG"):
+            again = (ELSEWHERE.format(folder=str(elsewhere)), cell.source)
+            again += (THE_SAME.format(folder=str(home), title=title),)
+            cells += map(nbformat.v4.new_code_cell, again)
+    return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
+
+
 @pytest.mark.notebook
 @pytest.mark.parametrize("name", NAMES)
-def test_runs_and_its_claims_are_true(name: str, tmp_path: Path) -> None:
-    """A notebook writes what it measured to OUT_DIR/numbers.json; margins: benchmarks/margins.py."""
+def test_runs_anywhere_twice_and_its_claims_are_true(name: str, tmp_path: Path) -> None:
+    """From a folder that has nothing to do with the repository. Margins: benchmarks/margins.py."""
+    home, out, repository = tmp_path / "elsewhere", tmp_path / "out", ROOT / "notebooks" / "exercises"
+    home.mkdir()
+    before = sorted(repository.rglob("*"))
+    nbformat.write(lesson(name, home, repository), tmp_path / "lesson.ipynb")
     papermill.execute_notebook(
-        ROOT / "notebooks" / f"{name}.ipynb",
+        tmp_path / "lesson.ipynb",
         tmp_path / f"{name}.ipynb",
-        parameters={"PRESET": "tiny", "OUT_DIR": str(tmp_path / "out")},
-        cwd=str(ROOT / "notebooks"),
+        parameters={"PRESET": "tiny", "OUT_DIR": str(out)},
+        cwd=str(home),
         progress_bar=False,
         execution_timeout=300,  # of one cell: a widget that waits for a browser must not hang the tests
     )
-    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
-    claims = CLAIMS[name]
+    assert not list(home.iterdir()) and sorted(repository.rglob("*")) == before, "files beside the caller"
+    left = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    assert left < 10e6, f"{left / 1e6:.0f} MB are left in OUT_DIR"  # the face model of notebook 10 is 8 MB
+    hold(CLAIMS[name], json.loads((out / "numbers.json").read_text()))
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(
+    ("kind", "status", "message"),
+    [("correct", 0, ""), ("unsolved", 1, "project"), ("one is wrong", 1, "SH basis")],
+)
+def test_the_grading_command_of_the_document(kind: str, status: int, message: str, tmp_path: Path) -> None:
+    (command,) = re.findall(r"`(papermill [^`]+)`", (ROOT / "docs" / "teaching.md").read_text())
+    (name,) = [name for name in NAMES if name.startswith("21")]  # takes least time
+    exercise, notebook = (
+        nbformat.read(ROOT / "notebooks" / folder / f"{name}.ipynb", as_version=4)
+        for folder in ("exercises", ".")
+    )
+    hand_in = exercise if kind == "unsolved" else build.solve(exercise, notebook)
+    if kind == "one is wrong":
+        for cell in hand_in.cells:
+            cell.source = cell.source.replace("c3 * (3 * z * z - 1)", "c3 * (z * z - 1)")
+    words = shlex.split(command)
+    nbformat.write(hand_in, tmp_path / words[1])
+    ran = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == status and message in ran.stderr, ran.stderr
+    assert (tmp_path / words[2]).is_file(), "what was executed shows where it stopped"
+
+
+def hold(claims: dict[str, Any], numbers: dict[str, float]) -> None:
+    """Fail for the first claim that the numbers of a run contradict."""
     assert claims["less"] and claims["within"], "every notebook states something"
     for less, more, ratio in claims["less"]:
         a, b = (numbers[term] if isinstance(term, str) else term for term in (less, more))
@@ -122,3 +234,29 @@ def test_there_are_notebooks_and_each_has_a_parameters_cell() -> None:
 
 def test_no_committed_notebook_without_a_master() -> None:
     assert sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb")) == NAMES
+
+
+LINK = re.compile(r"\]\((?!https?://|#|data:|attachment:)([^)\s#]+)")
+
+
+def pages() -> dict[Path, str]:
+    """Every page with links: the documents, and the text of each notebook where it lies."""
+    found = {path: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+    for path in (*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/exercises/*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        found[path] = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return found
+
+
+def test_every_link_leads_to_a_file_that_jupyterlab_serves() -> None:
+    """`make lab` serves a folder; what is outside of it is a 404."""
+    (command,) = re.findall(r"^\t\$\(BIN\)/jupyter lab (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (folder,) = re.findall(r"--notebook-dir (\S+)", command)
+    root, (opened,) = (ROOT / folder).resolve(), re.findall(r"default_url=/lab/tree/(\S+)", command)
+    assert (root / opened).is_dir()
+    links = [(page, link) for page, text in pages().items() for link in LINK.findall(text)]
+    assert len({page for page, _ in links}) > 10, "the notebooks link to docs/conventions.md"
+    for page, link in links:
+        target = (page.parent / unquote(link)).resolve()
+        assert page.is_relative_to(root) and target.is_relative_to(root), f"{page.name}: {link} is not served"
+        assert target.exists(), f"{page.name}: {link} leads nowhere"

@@ -5,7 +5,7 @@
 # without the light, and the light without the skin: a mesh that you can turn, relight and open in Blender.
 # This notebook is the tour. It uses `facelab` as a finished tool; the notebooks that follow take every part
 # of it apart: the face model (10), the rasterizer (20), image formation (21), the optimisation that is used
-# here (30), and then five published methods that do the same job with neural networks (40 to 80).
+# here (30), and then published methods that do the same job with neural networks (40, 50).
 #
 # **Time:** 10 minutes to read, half a minute to run. **Before this:** nothing.
 #
@@ -261,7 +261,8 @@ MeshView(view.figure, mesh_figure(vertices, model.triangles, diffuse).image)
 # - **Dark skin in bright light and light skin in dim light make the same picture.** The albedo is the
 #   model's guess about which it was, and it is biased towards the average of the people it was made from.
 #   Notebook 21 constructs such pairs; the scoreboard reports errors per group.
-# - **No hair, ears, beard, glasses or teeth**: they are outside this model and are treated as noise.
+# - **No hair, ears or glasses**: they are outside this model and are treated as noise. Beards and teeth are
+#   in it (notebook 10), as colour of the skin and a closed row, which is little: a real beard is noise, too.
 # - The landmark detector (dlib) was trained on iBUG 300-W, whose terms are non-commercial. The face model is
 #   free (CC0 sources): see notebook 10.
 

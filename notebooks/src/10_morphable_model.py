@@ -118,23 +118,24 @@ image_grid(blends, titles, inches=1.3)
 NOISE = 0.2  # mm per coordinate
 
 
-def normal(*shape: int) -> Tensor:
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, **precise)
 
 
-def disturb(shapes: Tensor) -> tuple[Tensor, Tensor]:
+def disturb(shapes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Shapes (N, V, 3) after a random motion and scaling each: without and with noise."""
     n = len(shapes)
-    rotation = euler_to_matrix(np.radians(8) * normal(n, 3))
-    scale = torch.exp(0.05 * normal(n, 1, 1))
-    moved = scale * (shapes @ rotation.mT) + 12 * normal(n, 1, 3)
-    return moved, moved + NOISE * normal(*moved.shape)
+    rotation = euler_to_matrix(np.radians(8) * normal(generator, n, 3))
+    scale = torch.exp(0.05 * normal(generator, n, 1, 1))
+    moved = scale * (shapes @ rotation.mT) + 12 * normal(generator, n, 1, 3)
+    return moved, moved + NOISE * normal(generator, *moved.shape)
 
 
 S = P["people"]
 original, original_test = everybody[:S], everybody[S : S + P["held_out"]]
-_, scans = disturb(original)
-clean_test, scans_test = disturb(original_test)
+generator = torch.Generator(DEVICE).manual_seed(SEED + 5)
+_, scans = disturb(original, generator)
+clean_test, scans_test = disturb(original_test, generator)
 print(f"{S} people to learn from, {len(scans_test)} to test on, {count} vertices each: {3 * count} numbers")
 image_grid([picture(scan, zoom=1.0) for scan in scans[:6]], inches=1.3)
 
@@ -281,6 +282,7 @@ checks.check("PCA of a population", pca)
 # %%
 K = min(128, S - 1)
 mean, rows, sigma = pca(aligned.flatten(1), K)
+mean = mean.unflatten(0, (-1, 3))
 total = aligned.flatten(1).var(0).sum()  # of all 3V coordinates
 explained = sigma.square().cumsum(0) / total
 
@@ -329,7 +331,6 @@ def per_sigma(rows: Tensor, sigma: Tensor) -> Tensor:
     return (sigma[:, None] * rows).unflatten(1, (-1, 3))
 
 
-mean = mean.unflatten(0, (-1, 3))
 basis = per_sigma(rows, sigma)
 modes_figure(mean, basis, (0, 1, 2, 3))
 
@@ -412,9 +413,9 @@ def rmse(a: Tensor, b: Tensor) -> float:
 
 to_scan = [rmse(project(test_scans, mean, rows[:k]), test_scans) for k in ks]
 to_truth = [rmse(project(test_scans, mean, rows[:k]), test_truth) for k in ks]
-specificity = []
+specificity, generator = [], torch.Generator(DEVICE).manual_seed(SEED + 6)
 for k in ks[1:]:
-    invented = mean.flatten() + normal(100, k) @ basis[:k].flatten(1)
+    invented = mean.flatten() + normal(generator, 100, k) @ basis[:k].flatten(1)
     nearest = torch.cdist(invented, aligned.flatten(1)).amin(1)
     specificity.append((nearest / count**0.5).mean().item())
 people_apart = (torch.cdist(aligned[:100].flatten(1), aligned.flatten(1)) / count**0.5).topk(2, largest=False)
@@ -589,7 +590,8 @@ print(f"held-out coefficients have a standard deviation of {spread[:40].mean():.
 # %%
 length = alpha_test.square().sum(1).sqrt()
 print(f"‖α‖ of held-out people: {length.mean():.1f} ± {length.std():.1f};  √K = {K**0.5:.1f}")
-drawn = mean.flatten() + normal(5, K) @ basis.flatten(1)
+generator = torch.Generator(DEVICE).manual_seed(SEED + 3)
+drawn = mean.flatten() + normal(generator, 5, K) @ basis.flatten(1)
 image_grid(
     [picture(mean)] + [picture(face.unflatten(0, (-1, 3))) for face in drawn],
     ["mean face"] + ["α ~ N(0, I)"] * 5,
@@ -645,12 +647,23 @@ def complete(model: MorphableModel, landmarks: Tensor, tau: float) -> Tensor:
 
 # %%
 points = mine.landmarks(test_truth)
-points = points + normal(*points.shape)  # 1 mm
+points = points + normal(torch.Generator(DEVICE).manual_seed(SEED + 4), *points.shape)  # 1 mm
 errors = {"mean face": rmse(mine.mean, test_truth)}
 for tau in (1e-3, 0.1, 0.3, 1.0, 3.0, 10.0):
     errors[f"τ = {tau:g} mm"] = rmse(mine.vertices(complete(mine, points, tau)), test_truth)
 for name, error in errors.items():
     print(f"{name:12} {error:8.2f} mm")
+
+
+def objective(alpha: Tensor, tau: float = 1.0) -> Tensor:
+    """What the most probable coefficients (N, Ki) minimise, (N,)."""
+    misses = mine.landmarks(mine.vertices(alpha)) - points
+    return misses.square().sum((1, 2)) / tau**2 + alpha.square().sum(1)
+
+
+found = complete(mine, points, 1.0)
+for factor in (0.95, 1.05):
+    assert (objective(found) < objective(factor * found)).all(), f"{factor} α is more probable than your α"
 best = errors["τ = 1 mm"]
 assert best < 0.75 * errors["mean face"], "with the right τ the face should be far better than the mean face"
 assert best < errors["τ = 0.001 mm"], "without the prior the answer should be worse"

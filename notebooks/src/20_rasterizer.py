@@ -68,10 +68,10 @@ for name, settings in PRESETS.items():
 #
 # is twice the signed area of the triangle $(p, a, b)$. It is linear in $p$, zero on the line through $a$
 # and $b$, and its sign tells the side (Pineda 1988, *A parallel algorithm for polygon rasterization*). A
-# point is inside a triangle when all three edge functions have the same sign. On a screen whose y points
-# *down*, a triangle that is counter-clockwise in the world appears clockwise, so for a triangle that
-# **faces us** all three are **negative**; one that turns its back has three positive ones. That is
-# back-face culling for free.
+# point is inside a triangle when all three edge functions have the same sign. Our screen's y points *down*,
+# which turns the sign of the formula round, not what we see: for a triangle that **faces us**, whose corners
+# follow each other counter-clockwise to the eye, all three are **negative**; one that turns its back has
+# three positive ones. That is back-face culling for free.
 
 
 # %%
@@ -89,7 +89,7 @@ def pixel_centres(height: int, width: int, dtype: torch.dtype = torch.float64) -
 
 corners = torch.tensor(
     [[3.0, 16.0], [20.0, 12.0], [9.0, 2.0]], dtype=torch.float64
-)  # counter-clockwise, y up
+)  # counter-clockwise to the eye
 p = pixel_centres(20, 24)
 edges = [edge_function(p, corners[(k + 1) % 3], corners[(k + 2) % 3]) for k in range(3)]
 inside = (edges[0] <= 0) & (edges[1] <= 0) & (edges[2] <= 0)
@@ -116,7 +116,7 @@ plt.tight_layout()
 # $$\lambda_k(p) = \frac{e_k(p)}{e_0(p)+e_1(p)+e_2(p)},\qquad \sum_k\lambda_k = 1,\qquad
 # p = \lambda_0 c_0+\lambda_1 c_1+\lambda_2 c_2 .$$
 #
-# The denominator is the area of the triangle, the same for every $p$.
+# The denominator is twice the signed area of the triangle, the same for every $p$.
 #
 # ### Exercise 1 (easy, 5 minutes)
 #
@@ -571,8 +571,9 @@ assert difference < 1e-9
 # \begin{cases} I_\text{out} \leftarrow I_\text{out}+\alpha\,(I_\text{in}-I_\text{out}) & \alpha>0\\
 # I_\text{in} \leftarrow I_\text{in}+\alpha\,(I_\text{in}-I_\text{out}) & \alpha<0\end{cases}$$
 #
-# and $\alpha$ is a smooth function of the edge's two end points, so vertices get a gradient,
-# $\partial L/\partial \alpha$ being the difference of the two colours. Nearly vertical edges blend pixels
+# and $\alpha$ is a smooth function of the edge's two end points, so vertices get a gradient: of a loss $L$,
+# $\partial L/\partial\alpha=\partial L/\partial I\cdot(I_\text{in}-I_\text{out})$, with $I$ the pixel that
+# changes. It is the difference of the two colours that pulls. Nearly vertical edges blend pixels
 # left and right of them, nearly horizontal ones pixels above and below. The idea is nvdiffrast's (Laine et
 # al. 2020, *Modular primitives for high-performance differentiable rendering*); we walk along silhouette
 # *edges* instead of asking each pixel's triangle, since near the silhouette of a fine mesh triangles are

@@ -81,7 +81,8 @@ for name, settings in PRESETS.items():
 # \xrightarrow{\text{sRGB}}\text{picture}$$
 #
 # `render` does all of it and keeps the intermediate maps. `pncc`, the *projected normalised coordinate
-# code*, colours each point of the mean face by where it is and is the input of CoarseNet (notebook 60).
+# code*, colours each point of the mean face by where it is; CoarseNet (Richardson et al. 2017) takes it as
+# its input.
 
 # %%
 size = P["size"]
@@ -469,8 +470,9 @@ assert torch.allclose(theirs, ours.expand(3))
 # ## 4 · Highlights
 #
 # Skin is oily: a few percent of the light does not enter but bounces off. That reflectance at normal
-# incidence is the **specular albedo** $F_0$ (skin: about 0.028). **Phong** (1975; GANFIT) compares the
-# mirrored light direction with the eye, **Blinn–Phong** (1977; the 2022 paper) the half vector
+# incidence is the **specular albedo** $F_0$ (skin: about 0.028). **Phong** (1975; GANFIT says "phong shading"
+# and prints no formula) compares the mirrored light direction with the eye, **Blinn–Phong** (1977; the 2022
+# paper) the half vector
 # $h=\frac{l+v}{\lVert l+v\rVert}$ with the normal:
 #
 # $$\text{Phong: } F_0\,\tfrac{s+2}2\,(r\cdot v)^s\,(n\cdot l),\qquad
@@ -478,8 +480,8 @@ assert torch.allclose(theirs, ours.expand(3))
 #
 # The **shininess** $s$ is the narrowness of the lobe. The factors $\frac{s+2}2$ and $\frac{s+8}8$ keep the
 # reflected *energy* nearly the same for all $s$: a smoother skin has a smaller, brighter highlight.
-# (`normalised=False` gives the papers' plain $F_0(r\cdot v)^s$ and $F_0(n\cdot h)^s$.) $F$ is Schlick's
-# approximation of Fresnel: everything mirrors at grazing angles.
+# (`normalised=False` gives the plain $F_0(r\cdot v)^s$ and $F_0(n\cdot h)^s$ of 1975 and 1977.) $F$ is
+# Schlick's approximation of Fresnel: everything mirrors at grazing angles.
 #
 # Energy check. Light a mirror-like patch from straight ahead and add up what it sends into all directions:
 # with Phong it must be exactly $F_0$.

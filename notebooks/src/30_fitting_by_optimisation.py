@@ -185,8 +185,12 @@ _ = axes[1].legend(loc="lower right", fontsize=7)
 #
 # (A weak prior on the light joins in: nearly grey, and bright enough for a usual exposure. And `fit_photos`
 # adds one more term, $-2K\log(\text{distance})$, against a trap of MAP that section 8 explains.)
-# Every term is a squared residual divided by the variance that we expect of it. So there are no weights to
-# tune, only noise to estimate (section 9). This is the **maximum a posteriori** (MAP) estimate.
+# Every term is a squared residual divided by the variance that we expect of it. So no weight has to turn
+# pixels into colours, only noise has to be known, and section 9 estimates it. (Not all is estimated: what
+# $N$ neighbouring vertices are worth, how far to trust the jaw, and how strong the priors on light and size
+# are was tuned, on photographs and renders; the README says on which. And $-2\log p$ has a term
+# $N\log\sigma^2$, which is dropped: σ stands still while θ moves.) This is the **maximum a posteriori** (MAP)
+# estimate.
 #
 # ## 3 · A pose without iterations
 #
@@ -997,7 +1001,7 @@ numbers["prior_overfit_ratio"] = curve[0][1] / curve[3][1]
 # plainly visible in another. Measured on the neutral face, with landmarks alone and with everything (fewer
 # people, up to 120 px):
 
-# %%
+# %% tags=["long"]
 yaws = (0.0, -35.0, 35.0)
 lights = (lamp(-0.5, 0.5, 0.8), lamp(0.8, 0.3, 0.6), lamp(0.1, 0.9, 0.5))
 quicker = replace(settings, levels=settings.levels[:3])
@@ -1093,7 +1097,7 @@ ParameterSliders(sliders, draw_over, ranges={"rotation": (-30, 30)})
 # %% [markdown]
 # ## 12 · Why it fails when it fails
 #
-# One face, six would-be accidents; four of them do harm.
+# One face, six would-be accidents; five of them do harm, not all in the same column.
 #
 # * **bad landmarks**: all of them 15 % of the crop to the side, as when a detector finds something else.
 # * **a hand**: skin-coloured, over mouth and cheek. A robust penalty cannot see skin on skin.
@@ -1103,7 +1107,7 @@ ParameterSliders(sliders, draw_over, ranges={"rotation": (-30, 30)})
 #   average colour in the picture is the ordinary one.
 # * **wrong focal length**: a selfie at 30 cm, fitted with the focal length of a portrait at 90 cm.
 
-# %%
+# %% tags=["long"]
 normal = photo
 ordinary = person(SEED)
 
@@ -1171,9 +1175,10 @@ for column, (name, (case, _)) in enumerate(accidents.items()):
 # hand**: the albedo suffers most, some of the hand is now skin. **A shadow**: the only dark thing that the
 # model has for an edge is skin. **Side light** does no harm at all, and that is a warning about the
 # experiment: our renderer casts no shadows, so here the light is exactly what the model can express. In a
-# real photograph side light comes with cast shadows, and then it is the row above. **Dark, bright**: the
-# shape is nearly as good with free size, but look at the columns brightness and rigid: the skin comes out too
-# light, and the size of the head is off. That it is not missed by more owes to this model: patterns of its
+# real photograph side light comes with cast shadows, and then it is the row above. **Dark, bright**: with
+# free size the shape stays good, but look at the columns brightness and rigid: the skin comes out a quarter
+# too light, and the size of the head is off by several millimetres. That it is not missed by more owes to
+# this model: patterns of its
 # skins (lips, brows, cheeks) go with their brightness, and a rendered face shows exactly those patterns.
 # Notebook 21 constructs the pairs that nothing can tell apart. In a real photograph the
 # patterns are not the model's, and then `light_prior`, a guess about photographers, decides. **Wrong focal

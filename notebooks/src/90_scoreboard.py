@@ -137,7 +137,8 @@ image_grid([record.image, *map(over, answers.values())], ["the picture", *answer
 # \sum_i(y_i-\bar y)(x_i-\bar x)^\top=U\Sigma V^\top,\quad R=U\,\mathrm{diag}(1,1,\det UV^\top)\,V^\top .$$
 #
 # If the size is forgiven too (Umeyama 1991), it is $s=\mathrm{tr}(\Sigma D)/\sum_i\lVert x_i-\bar x\rVert^2$
-# with $D=\mathrm{diag}(1,1,\det UV^\top)$.
+# with $D=\mathrm{diag}(1,1,\det UV^\top)$. (Notebook 10 writes $x$ before $y$ in the sum, the transposed
+# matrix: then $U$ and $V$ change places, and $R = V D\,U^\top$ is the same rotation.)
 
 
 # %%
@@ -285,15 +286,14 @@ numbers["icp_by_hand_ratio"] = ours / theirs
 # The same answer, the same truth, three numbers: RMSE after rigid alignment, after ICP but with
 # corresponding vertices, and what ICP itself reports. Each face has the errors on the true face as colours.
 
+
 # %%
-camera = fit_camera(record.mesh.vertices, 220, 200)
-
-
-def error_map(errors: Tensor, limit: float) -> Tensor:
+def error_map(errors: Tensor, limit: float, record: FaceRecord = record) -> Tensor:
     """The true face, coloured by errors (V,) in mm from 0 to limit; grey where it is not measured."""
     colours = matplotlib.colormaps["viridis"]((errors / limit).clamp(0, 1).numpy())[:, :3]
     colours = srgb_to_linear(torch.tensor(colours).float())
-    colours[~face] = 0.25
+    colours[~face_vertices(record.mesh)] = 0.25
+    camera = fit_camera(record.mesh.vertices, 220, 200)
     return geometry_image(record.mesh.vertices, record.mesh.triangles, camera, 220, 200, colours)
 
 
@@ -590,17 +590,15 @@ plt.show()
 shown = [r for r in records if not any(r.name in row.failures for row in mine)][:3]
 size, shape = (1.7 * (1 + len(methods)), 1.9 * len(shown)), (len(shown), 1 + len(methods))
 figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
-for line, record in zip(axes, shown):
-    face, camera = face_vertices(record.mesh), fit_camera(record.mesh.vertices, 220, 200)
-    line[0].imshow(record.image.permute(1, 2, 0))
-    line[0].set_title(record.name, fontsize=8)
+for line, one in zip(axes, shown):
+    true, measured = one.mesh.vertices, face_vertices(one.mesh)
+    line[0].imshow(one.image.permute(1, 2, 0))
+    line[0].set_title(one.name, fontsize=8)
     for axis, method in zip(line[1:], methods):
-        vertices = method.reconstruct(record.image).mesh.vertices
-        errors = (metrics.rigid_align(vertices, record.mesh.vertices, face) - record.mesh.vertices).norm(
-            dim=1
-        )
-        axis.imshow(error_map(errors, 8.0).permute(1, 2, 0))
-        axis.set_title(f"{method.name}: {errors[face].square().mean().sqrt():.1f} mm", fontsize=8)
+        vertices = method.reconstruct(one.image).mesh.vertices
+        errors = (metrics.rigid_align(vertices, true, measured) - true).norm(dim=1)
+        axis.imshow(error_map(errors, 8.0, one).permute(1, 2, 0))
+        axis.set_title(f"{method.name}: {errors[measured].square().mean().sqrt():.1f} mm", fontsize=8)
     for axis in line:
         axis.axis("off")
 figure.colorbar(scale, ax=axes, label="mm", shrink=0.6)
@@ -613,13 +611,16 @@ plt.show()
 # turn of the head), and every row can be split by them. The bars are 95 % intervals of the mean, by
 # bootstrap.
 
+
 # %%
-draws = np.random.default_rng(SEED)
+def resampled(count: int) -> np.ndarray:
+    """2,000 draws (2000, count) of as many pictures, with replacement; the same each time."""
+    return np.random.default_rng(SEED).integers(0, count, (2000, count))
 
 
 def interval(values: np.ndarray) -> np.ndarray:
     """2.5 and 97.5 % quantiles of the mean under resampling of the pictures."""
-    means = values[draws.integers(0, len(values), (2000, len(values)))].mean(1)
+    means = values[resampled(len(values))].mean(1)
     return np.quantile(means, [0.025, 0.975])
 
 
@@ -670,17 +671,17 @@ plt.show()
 
 # %%
 network, charged = InverseFaceNet.load(), {}
-for record in load_test_set("outside", limit=P["bare"]):
+for one in load_test_set("outside", limit=P["bare"]):
     try:
-        said = network.reconstruct(record.image)
+        answer = network.reconstruct(one.image)
     except FacelabError:
         continue
-    inside = picture_mask(record)
-    bare = inside & ~said.mask
-    wrong = torch.where(record.image > 0.5, record.image - 0.5, record.image + 0.5)
-    images = (said.image, torch.where(bare, wrong, said.image))
-    levels = [float(metrics.photometric_rmse(image, record.image, inside)) for image in images]
-    charged.setdefault(record.groups["skin"], []).append([100 * float(bare.sum() / inside.sum()), *levels])
+    compared = picture_mask(one)
+    bare = compared & ~answer.mask
+    wrong = torch.where(one.image > 0.5, one.image - 0.5, one.image + 0.5)
+    images = (answer.image, torch.where(bare, wrong, answer.image))
+    levels = [float(metrics.photometric_rmse(image, one.image, compared)) for image in images]
+    charged.setdefault(one.groups["skin"], []).append([100 * float(bare.sum() / compared.sum()), *levels])
 print(f"{'skin':8}{'pictures':>9}{'bare, %':>9}{'as measured':>13}{'alike':>8}")
 for group in ("light", "medium", "dark"):
     if group in charged:
@@ -749,10 +750,8 @@ for name in both_sets:
             if {"average face", other} <= set(of_set):
                 a, b = (of_set[m].values(metric) for m in (other, "average face"))
                 common = sorted(set(a) & set(b))
-                resampled = torch.from_numpy(draws.integers(0, len(common), (2000, len(common))))
-                low, high = paired_interval(
-                    *(torch.tensor([v[k] for k in common]) for v in (a, b)), resampled
-                )
+                draws = torch.from_numpy(resampled(len(common)))
+                low, high = paired_interval(*(torch.tensor([v[k] for k in common]) for v in (a, b)), draws)
                 print(f"{name:12} {metric:19} {other:17} minus average face: {low:+.2f} to {high:+.2f} mm "
                       f"on {len(common)} pictures")  # fmt: skip
 
@@ -849,15 +848,15 @@ class NearestNeighbour:
 
 
 # %%
-mine.append(evaluate(NearestNeighbour(), small, "in_model", preset=PRESET, seed=SEED))
-display(Markdown(markdown(ranking(mine))))
-numbers["nearest_geometry_mm"] = mine[-1].summary()["geometry_mm"]["mean"]
-numbers["methods_ranked"] = len(ranking(mine))
+with_neighbour = [*mine, evaluate(NearestNeighbour(), small, "in_model", preset=PRESET, seed=SEED)]
+display(Markdown(markdown(ranking(with_neighbour))))
+numbers["nearest_geometry_mm"] = with_neighbour[-1].summary()["geometry_mm"]["mean"]
+numbers["methods_ranked"] = len(ranking(with_neighbour))
 
 # %% [markdown]
 # **What you have now.** A table that says what was measured, on which pictures, against which truth, with
-# every failure counted; a feeling for how much an alignment can hide; and a place for what you build next:
-# the networks of the following notebooks stand in this table as soon as they have a `reconstruct`.
+# every failure counted; a feeling for how much an alignment can hide; and a place for what you build next: a
+# method stands in this table as soon as it has a `reconstruct`, as the networks of notebooks 40 and 50 do.
 #
 # **Sources.** Kabsch, *A solution for the best rotation to relate two sets of vectors*, 1976. Umeyama,
 # *Least-squares estimation of transformation parameters between two point patterns*, PAMI 1991. Chen and
