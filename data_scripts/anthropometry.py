@@ -34,6 +34,9 @@ DISTANCES = {
     "face_height": ((8, 27),),
     "mouth_width": ((48, 54),),
 }
+LID_ARC = 9 / 8  # an arc's height in the middle, over that at its thirds, where the lids' landmarks are
+# mm that calipers reach beyond where annotators click: the corners of the lids, the underside of the chin.
+BEYOND_CLICKS = {"fissure_length": 0.8, "outer_canthal": 1.6, "face_height": 2.5}
 MEASURES = (*DISTANCES, "nose_protrusion", "nose_width", "face_width", "pupil_distance")
 
 
@@ -48,6 +51,8 @@ RATIOS = {
     "nose length": ((27, 33),),
     "mouth width": ((48, 54),),
     "jaw width": ((4, 12),),
+    "eye height": ((37, 41), (38, 40), (43, 47), (44, 46)),
+    "lip height": ((51, 57),),
 }
 PHOTO_DISTANCE = 900.0  # mm from the camera to the face, a selfie to a portrait
 
@@ -130,6 +135,9 @@ class Calipers:
             name: np.mean([np.linalg.norm(marks[:, a] - marks[:, b], axis=1) for a, b in pairs], axis=0)
             for name, pairs in DISTANCES.items()
         }
+        out["fissure_height"] = LID_ARC * out["fissure_height"]
+        for name, more in BEYOND_CLICKS.items():
+            out[name] = out[name] + more
         out["nose_protrusion"] = np.linalg.norm(shapes[:, self.tip] - marks[:, 33], axis=1)
         out["nose_width"] = np.ptp(shapes[:, self.alae, 0], axis=1)
         out["face_width"] = np.ptp(shapes[:, self.cheekbones, 0], axis=1)

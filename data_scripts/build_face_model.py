@@ -7,26 +7,26 @@ for byte, every time. Shapes: 2,000 sampled adults, aligned and decomposed by PC
 facial actions. Albedo: PCA of skins drawn by the pigment model in `skin.py`.
 
 The shipped file is older than this script: it was built at commit 87cb8a4, before the people of
-`population.py` and today's skins and brow landmarks. Check that commit out to make it again.
+`population.py` and today's skins and landmarks. Check that commit out to make it again.
 """
 
 import argparse
 import json
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from face_albedo import Albedo, build_albedo, paint_people
 from face_cage import Cage
 from face_landmarks import Level, contour_rows, landmark_positions, locate_landmarks, mouth_cap
 from face_painter import Painter
+from linear_models import FLIP, align, mirror_half, project, quantise, symmetric_pca, vertex_areas
 from makehuman import Population, read_base_mesh, read_expressions
 from numpy.typing import NDArray
 from population import place_on_cage, reference_cage, sample_people
-from tqdm import tqdm
 from uv_maps import UvMaps, draw_uv_maps
 
 from facelab.model_file import write_model
@@ -39,67 +39,9 @@ Ints = NDArray[np.int64]
 SEED = 2026
 PEOPLE = 2000
 SKINS = 1600
-IDENTITY, EXPRESSION, ALBEDO, DETAILS = 128, 64, 80, 24
+IDENTITY, EXPRESSION = 128, 64
 LEVELS = 2
 MAP_SIZE = 256
-FLIP = np.array([-1, 1, 1], np.float32)
-
-
-# --- linear models ------------------------------------------------------------------------------------------
-
-
-def symmetric_pca(
-    rows: Floats, weights: Floats, mirror: Ints, flip: Floats, count: int
-) -> tuple[Floats, Floats]:
-    """PCA of deviations and their mirror images: bases are exactly symmetric or antisymmetric.
-
-    `rows` (N, V, C) are scaled so that the covariance is rowsᵀ rows; `weights` (V, C) sum to one over the
-    vertices; `flip` (C,) is the sign of a channel under mirroring. Adding the mirror images makes the
-    covariance block-diagonal, so the two parts are decomposed apart.
-    Returns the basis (count, V, C) per standard deviation and the standard deviations (count,) by weight.
-    """
-    parts = []
-    for sign in (1, -1):
-        part = 0.5 * (rows + sign * flip * rows[:, mirror])
-        scaled = (part * np.sqrt(weights)).reshape(len(rows), -1)
-        variances, vectors = np.linalg.eigh((scaled @ scaled.T).astype(np.float64))
-        top = np.argsort(-variances)[:count]
-        basis = np.tensordot(vectors[:, top].T.astype(np.float32), part, 1)
-        basis = 0.5 * (basis + sign * flip * basis[:, mirror])
-        parts.append((variances[top].clip(0), basis))
-    variances = np.concatenate([parts[0][0], parts[1][0]])
-    order = np.argsort(-variances, kind="stable")[:count]
-    basis = np.concatenate([parts[0][1], parts[1][1]])[order]
-    flat = basis.reshape(len(basis), -1)
-    strongest = flat[np.arange(len(flat)), np.abs(flat).argmax(1)]
-    sign_of = np.where(strongest < 0, -1, 1).astype(np.float32)  # eigenvectors have no sign of their own
-    return basis * sign_of[:, None, None], np.sqrt(variances[order]).astype(np.float32)
-
-
-def align(shapes: Floats, chosen: Ints, mirror: Ints) -> tuple[Floats, Floats]:
-    """Rigidly align shapes (N, V, 3) on the vertices `chosen` (generalised Procrustes, two rounds).
-
-    Returns the aligned shapes and their exactly symmetric mean (V, 3); its origin is the centre of `chosen`.
-    """
-    mean = shapes.mean(0)
-    for _ in range(2):
-        shapes = shapes - shapes[:, chosen].mean(1, keepdims=True)
-        target = mean[chosen] - mean[chosen].mean(0)
-        u, _, vt = np.linalg.svd(np.einsum("nki,kj->nij", shapes[:, chosen], target))
-        u[:, :, 2] *= np.sign(np.linalg.det(u @ vt))[:, None]
-        shapes = np.einsum("nki,nij->nkj", shapes, u @ vt)
-        mean = shapes.mean(0)
-        mean = 0.5 * (mean + mean[mirror] * FLIP)
-    return shapes.astype(np.float32), mean.astype(np.float32)
-
-
-def vertex_areas(vertices: Floats, quads: Ints, factor: Floats) -> Floats:
-    """Area around each vertex (V,), each quad's share multiplied by `factor` (Q,)."""
-    p = vertices[quads]
-    area = 0.5 * np.linalg.norm(np.cross(p[:, 2] - p[:, 0], p[:, 3] - p[:, 1]), axis=1) * factor
-    total = np.zeros(len(vertices))
-    np.add.at(total, quads, np.repeat(area[:, None] / 4, 4, 1))
-    return total.astype(np.float32)
 
 
 def in_regions(cage: Cage, *names: str) -> NDArray[np.bool_]:
@@ -124,23 +66,6 @@ class Shape:
     actions: dict[str, Floats]  # name: expression coefficients
     people: Population
     coefficients: Floats  # (N, Ki) of the people
-
-
-def project(rows: Floats, basis: Floats, sigma: Floats, weights: Floats) -> Floats:
-    """Coefficients (N, K), in standard deviations, of deviations (N, V, C) in a `symmetric_pca` basis."""
-    scaled = (basis * weights).reshape(len(basis), -1)
-    return rows.reshape(len(rows), -1) @ scaled.T / sigma**2
-
-
-def mirror_half(coefficients: Floats, basis: Floats, mirror: Ints, flip: Floats) -> Floats:
-    """The coefficients (N, K) with every second person mirrored, as if half of them faced a mirror.
-
-    What is one-sided in the sources (painted masks, target files) then has no favourite side.
-    """
-    parity = np.sign((basis * flip * basis[:, mirror]).sum((1, 2)))
-    mirrored = coefficients.copy()
-    mirrored[1::2] *= parity
-    return mirrored
 
 
 def build_shape(count: int = PEOPLE, seed: int = SEED) -> Shape:
@@ -241,76 +166,7 @@ def draw_maps(fine: Level, nose_tip: int, uv: Floats, uv_triangles: Ints, size: 
     return draw_uv_maps(fine.vertices, fine.triangles[skin], uv, uv_triangles[skin], tip, size)
 
 
-# --- albedo -------------------------------------------------------------------------------------------------
-
-
-_painter: Painter
-
-
-def _start_worker(painter: Painter) -> None:
-    global _painter
-    _painter = painter
-
-
-def _paint(i: int) -> NDArray[np.float16]:
-    return _painter.paint(i).astype(np.float16)
-
-
-def paint_people(painter: Painter, count: int, workers: int) -> NDArray[np.float16]:
-    """The albedos of the first `count` people, (count, V, 4)."""
-    out = np.empty((count, painter.count, 4), np.float16)
-    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(painter,)) as pool:
-        drawn = pool.map(_paint, range(count), chunksize=8)
-        for i, colours in enumerate(tqdm(drawn, total=count, unit="skin", mininterval=1)):
-            out[i] = colours
-    return out
-
-
-@dataclass
-class Albedo:
-    """Joint diffuse and specular albedo on the finest level's vertices."""
-
-    mean: Floats  # (V, 4)
-    basis: Floats  # (Ka, V, 4)
-    details: Floats  # (D, V, 4)
-    coefficients: Floats  # (N, Ka) of the people
-
-
-def build_albedo(fine: Level, colours: NDArray[np.float16], components: int = ALBEDO) -> Albedo:
-    """PCA of albedos (N, V, 4) on the finest level; what it misses of some of them are the details."""
-    count = len(colours)
-    mean = colours.mean(0, dtype=np.float32)
-    mean = 0.5 * (mean + mean[fine.mirror])
-    deviations = colours.astype(np.float32) - mean
-    importance = {"skin": 1, "lips": 1, "lids": 1, "eyes": 8, "interior": 0.1, "teeth": 0.1}
-    factor = np.array([importance[name] for name in REGIONS], np.float32)
-    area = vertex_areas(fine.vertices, fine.quads, factor[fine.region])
-    area /= area.sum()
-    spread = np.sqrt(((deviations**2).mean(0) * area[:, None]).sum(0))
-    # The specular channel, a tenth of the diffuse in size, counts as much as half a diffuse channel.
-    channel = np.array([1, 1, 1, (0.5 * spread[:3].mean() / spread[3]) ** 2], np.float32)
-    weights = area[:, None] * channel
-    flip = np.ones(4, np.float32)
-    rows = deviations / np.float32(np.sqrt(count))
-    basis, sigma = symmetric_pca(rows, weights, fine.mirror, flip, components)
-    kept = (sigma**2).sum() / ((deviations**2).mean(0) * weights).sum()
-    print(f"  albedo: {components} components keep {kept:.1%} of the variance")
-    chosen = np.linspace(0, count - 1, DETAILS).astype(int)
-    coefficients = project(deviations, basis, sigma, weights)
-    smooth = mean + np.tensordot(coefficients[chosen], basis, 1)
-    missed = mean + deviations[chosen] - smooth
-    # A share of almost nothing (the blue of dark skin) would colour other skins: not of less than the floor.
-    details = (missed / np.maximum(smooth, [0.06, 0.06, 0.06, 0.015])).clip(-0.9, 0.25)
-    return Albedo(mean, basis, details, mirror_half(coefficients, basis, fine.mirror, flip))
-
-
 # --- file ---------------------------------------------------------------------------------------------------
-
-
-def quantise(basis: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """8-bit numbers (K, V, C) and the scale (K, C) that turns them back."""
-    scale = np.maximum(np.abs(basis).max(1), 1e-12) / 127
-    return np.rint(basis / scale[:, None]).astype(np.int8), scale.astype(np.float32)
 
 
 def model_tensors(

@@ -70,7 +70,8 @@ def eye_coordinates(fine: Level, ids: Ints, side: int) -> tuple[Ints, Floats, Fl
     direction = offset / radius[:, None]
     arc = np.arccos(direction[:, 2].clip(-1, 1)) * radius
     # Neither SH nor point lights cast the shadow of the upper lid, without which eyes look glued on.
-    shade = (0.85 - 0.9 * direction[:, 1]).clip(0.35, 1)
+    shade = (0.80 - 1.1 * direction[:, 1]).clip(0.3, 1)
+    shade *= 1 - 0.4 * ((np.abs(direction[:, 0]) - 0.3) / 0.4).clip(0, 1)  # and in the corners
     return ids, arc, side * np.arctan2(direction[:, 1], side * direction[:, 0]), shade
 
 
@@ -89,7 +90,7 @@ def paint_eye(radius: Floats, angle: Floats, shade: Floats, iris: Floats, patter
     spoke = ((angle / (2 * np.pi)) % 1 * spokes).astype(int).clip(0, spokes - 1)
     fibres = 1 + 0.12 * pattern[ring, spoke] - 0.5 * np.exp(-(((radius - 5.7) / 0.6) ** 2))
     reddening = ((radius[:, None] - 7) / 6).clip(0, 1) * [0.02, 0.10, 0.12]
-    sclera = np.array([0.58, 0.51, 0.47]) * (1 - reddening)
+    sclera = np.array([0.44, 0.42, 0.41]) * (1 - reddening)
     in_iris = 1 / (1 + np.exp((radius[:, None] - 5.9) / 0.25))
     in_pupil = 1 / (1 + np.exp((radius[:, None] - 2.0) / 0.25))
     colour = sclera * (1 - in_iris) + (fibres[:, None] * iris) * in_iris

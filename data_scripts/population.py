@@ -25,10 +25,12 @@ from anthropometry import (
     read_table,
     table,
 )
+from brow_slides import SLIDES, slide_offsets
 from face_cage import Cage, crop_face
 from face_landmarks import Level, landmark_positions, locate_landmarks
 from makehuman import (
     ANCESTRIES,
+    NOSE_TIP,
     BaseMesh,
     Population,
     Slider,
@@ -47,16 +49,36 @@ from facelab.subdivision import triangulate
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
-# What is drawn for everyone, in mm. The outer canthi follow from the inner ones and the lids' opening.
-MATCHED = tuple(name for name in MEASURES if name != "outer_canthal")
-# Annotators of photographs click the corners of the eye this far from where calipers touch; halfway is taken.
-CLICKED = {"inner_canthal": 1.2, "fissure_length": -0.6}
+# What is drawn for everyone, in mm. The outer canthi follow from the inner ones and the lids' length; how far
+# the lids are open is taken from photographs: who is measured opens the eyes wide.
+MATCHED = tuple(name for name in MEASURES if name not in ("outer_canthal", "fissure_height"))
+# Annotators of photographs click this far from where calipers touch; halfway is taken.
+CLICKED = {"inner_canthal": 1.4, "fissure_length": -0.5, "face_height": -4.0}
 # Ratios to the outer canthal distance; share of the photographs' spread that is people, not pose or clicks.
-FROM_PHOTOGRAPHS = {"eyes to mouth": 0.8, "nose length": 0.6, "jaw width": 0.85, "brow to eye": 0.9}
-EXPECTED_SPREAD = {"fissure_length": 1.9, "fissure_height": 1.3}  # mm, where a group's sources give none
-# A mouth that is drawn down or up at rest looks like an expression.
-CALM = {"mouth-angles-down-up": 0.35, "mouth-laugh-lines-in-out": 0.6, "head-fat-decr-incr": 0.7}
-SPARE = 1.6  # heads drawn for each one that is kept
+FROM_PHOTOGRAPHS = {
+    "eyes to mouth": 0.8,
+    "jaw width": 0.85,
+    "brow to eye": 0.75,
+    "brow gap": 0.75,
+    "brow width": 0.95,
+    "eye height": 0.75,
+    "lip height": 0.7,
+}
+AT_REST = {"eye height": 1.12}  # over the mean of photographs, where most people smile
+# What goes with a ratio: the measure, and how it is correlated with it. A long nose has a mouth below it.
+COMPANIONS = {"eyes to mouth": ("nose_height", 0.7), "jaw width": ("face_width", 0.6)}
+EXPECTED_SPREAD = {"fissure_length": 1.9}  # mm, where a group's sources give none
+# What looks like an expression at rest: a mouth drawn down or up, brows drawn together.
+CALM = {
+    "mouth-angles-down-up": 0.35,
+    "mouth-laugh-lines-in-out": 0.6,
+    "mouth-upperlip-ext-down-up": 0.6,
+    "mouth-lowerlip-ext-down-up": 0.6,
+    "head-fat-decr-incr": 0.7,
+    "eyebrows-angle-down-up": 0.4,
+    "eyebrows-trans-down-up": 0.5,
+}
+SPARE = 1.8  # heads drawn for each one that is kept
 STEPS = 8
 DAMPING = 0.01
 LARGEST_SLIDER = 0.9
@@ -82,6 +104,14 @@ class Heads:
         ends = [[targets.read(s.negative) for s in sides], [targets.read(s.positive) for s in sides]]
         sigma = np.array([pair[0].sigma * CALM.get(name, 1.0) for name, pair in by_name.items()])
         return cls(np.array(ends, np.float32), owner, sigma)
+
+    def with_brow_slides(self, points: Floats, normals: Floats) -> "Heads":
+        """These and the sliders of `brow_slides.py`; see `slide_offsets` for points and normals (K, 3)."""
+        slid = np.array([slide_offsets(s, side, points, normals).ravel() for s in SLIDES for side in (-1, 1)])
+        owner = len(self.sigma) + np.repeat(np.arange(len(SLIDES)), 2)
+        sides = np.concatenate([self.sides, np.stack([-slid, slid])], 1)
+        sigma = np.concatenate([self.sigma, [slide.sigma for slide in SLIDES]])
+        return Heads(sides, np.concatenate([self.owner, owner]), sigma)
 
     def at(self, vertices: Ints) -> "Heads":
         """The same at some of the vertices only."""
@@ -142,11 +172,17 @@ class Norms:
         return np.einsum("ng,ns,gsm->nm", ancestry, sexes, self.means) + ageing + noise
 
 
-def draw_ratios(norms: dict, rng: np.random.Generator, count: int) -> Floats:
-    """FROM_PHOTOGRAPHS (N, R) as ratios to the outer canthal distance."""
-    people = [photograph_norm(norms, name) for name in FROM_PHOTOGRAPHS]
-    spread = [norm.sd * share for norm, share in zip(people, FROM_PHOTOGRAPHS.values())]
-    return rng.normal([norm.mean for norm in people], spread, (count, len(people)))
+def draw_ratios(norms: dict, rng: np.random.Generator, measured: Floats) -> Floats:
+    """FROM_PHOTOGRAPHS (N, R) over the outer canthal distance, of people who measure MATCHED (N, M)."""
+    unit = (measured - measured.mean(0)) / measured.std(0)
+    columns = []
+    for name, share in FROM_PHOTOGRAPHS.items():
+        norm, own = photograph_norm(norms, name), rng.standard_normal(len(measured))
+        if name in COMPANIONS:
+            other, together = COMPANIONS[name]
+            own = together * unit[:, MATCHED.index(other)] + np.sqrt(1 - together**2) * own
+        columns.append(AT_REST.get(name, 1.0) * norm.mean + share * norm.sd * own)
+    return np.stack(columns, 1)
 
 
 def measure(calipers: Calipers, shapes: Floats) -> Floats:
@@ -197,6 +233,17 @@ def place_on_cage(cage: Cage, mean: Floats) -> Calipers:
     return Calipers.place(mean, normals, triangles[on], weights, skin, vertices_of("eyes"))
 
 
+def skin_of(mesh: BaseMesh, head: Ints, mean: Floats) -> tuple[Floats, Floats]:
+    """Points (K, 3) of a head from the tip of its nose, and their normals; zero off the skin."""
+    quads = mesh.quads[mesh.part == "head"]
+    skin = np.unique(quads)
+    normals = np.zeros_like(mean)
+    inside = np.searchsorted(head, quads)
+    normals[np.searchsorted(head, skin)] = 1
+    normals *= vertex_normals(mean, triangulate(inside))
+    return mean - mean[np.searchsorted(head, NOSE_TIP)], normals
+
+
 def sample_people(
     mesh: BaseMesh, head: Ints, cage: Cage, calipers: Calipers, count: int, rng: np.random.Generator
 ) -> Population:
@@ -210,10 +257,10 @@ def sample_people(
     base = base.reshape(drawn, -1, 3) + mesh.vertices[head]
     norms = read_table()
     wanted = Norms.read(norms).draw(rng, ancestry, gender, age)
-    wanted = np.concatenate([wanted, 100 * draw_ratios(norms, rng, drawn)], 1)
+    wanted = np.concatenate([wanted, 100 * draw_ratios(norms, rng, wanted)], 1)
 
-    heads = Heads.read(targets)
-    values: Floats = np.clip(rng.normal(0, 0.7 * heads.sigma, (drawn, len(heads.sigma))), -0.9, 0.9)
+    heads = Heads.read(targets).with_brow_slides(*skin_of(mesh, head, base.mean(0)))
+    values: Floats = np.clip(rng.normal(0, 0.55 * heads.sigma, (drawn, len(heads.sigma))), -0.9, 0.9)
     uneven = rng.normal(0, 0.15 * heads.sigma[heads.owner], (drawn, len(heads.owner)))
     uneven = uneven * (np.bincount(heads.owner)[heads.owner] > 1)
     values, left = fit_sliders(heads.at(inside), calipers, base[:, inside], values, uneven, wanted)

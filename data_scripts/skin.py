@@ -195,13 +195,14 @@ def _brows(rng: np.random.Generator, maps: SkinMaps, person: Person) -> Map:
     feminine = person.feminine
     count = int(420 * np.clip(rng.normal(0.95 - 0.2 * feminine, 0.3), 0.3, 1.8))
     thickness = np.clip(rng.normal(6.1 - 1.7 * feminine, 1.4), 2.5, 10.0)
-    arch = 7 * rng.normal(0.7 + 0.25 * feminine, 0.32)
-    start, height, length = rng.normal([11.5, 57.0, 39.0], [2.2, 2.2, 4.0])
+    arch = 7 * rng.normal(0.7 + 0.25 * feminine, 0.2)
+    # Brows differ by the skin that carries them (brow_slides.py): a linear model of colours cannot move one.
+    start, height, length = rng.normal([11.5, 57.0, 43.0], [0.7, 0.7, 1.5])
     hair_length = np.clip(rng.normal(6.5 - 1.0 * feminine, 1.2), 3.5, 10.0)
     points = []
     for side in (-1, 1):
         t = rng.random(count) ** 0.9
-        centre = height + arch * np.sin(0.78 * np.pi * t) ** 1.2 - 19 * np.clip(t - 0.72, 0, 1)
+        centre = height + arch * np.sin(0.78 * np.pi * t) ** 1.2 - 24 * np.clip(t - 0.72, 0, 1)
         width = thickness * np.interp(t, [0, 0.12, 0.5, 0.8, 1], [0.75, 1, 0.9, 0.55, 0.18])
         offset = width * rng.normal(0, 0.40, count)
         turn = np.interp(t, [0, 0.15, 0.5, 1], [75, 50, 20, -12]) + rng.normal(0, 10, count)

