@@ -17,7 +17,10 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 override PHOTO := $(value PHOTO)
 export PHOTO
 
-.PHONY: run test lint unit notebooks-test nbval lab notebooks model test-sets lock clean help
+COUNT   ?= 20000
+SEED    ?= 1
+
+.PHONY: run test lint unit fuzz notebooks-test nbval lab notebooks model test-sets lock clean help
 
 help:
 	@sed -n 's/^# //p' Makefile; grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -52,6 +55,9 @@ lint: $(VENV)/.installed ## ruff and mypy
 
 unit: $(VENV)/.installed ## unit tests of facelab
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not notebook' -n $(WORKERS) --dist loadfile
+
+fuzz: $(VENV)/.installed ## COUNT=20000 damaged files before every reader, SEED=1
+	OMP_NUM_THREADS=1 COUNT=$(COUNT) SEED=$(SEED) $(BIN)/python -m pytest tests/test_fuzz.py -n $(WORKERS)
 
 notebooks-test: $(VENV)/.installed ## every notebook through papermill
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m notebook -n $(WORKERS) --durations 0

@@ -29,6 +29,8 @@ from typing import Any
 
 import torch
 
+from facelab.files import as_json, write_whole
+
 from report import describe_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,9 +58,7 @@ def execute(name: str, seed: int, instructions: str, threads: int, folder: Path)
         command += ["-p", key, value]
     environment = os.environ | {"ATEN_CPU_CAPABILITY": instructions, "OMP_NUM_THREADS": str(threads)}
     subprocess.run(command, env=environment, check=True)
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text((out / "numbers.json").read_text())
-    temporary.replace(target)
+    write_whole({target: (out / "numbers.json").read_text()})
 
 
 def read_runs(folder: Path) -> dict[str, dict[tuple[int, str, int], Run]]:
@@ -132,11 +132,15 @@ def table(folder: Path, write: bool) -> int:
     for row in failed:
         print("DOES NOT HOLD:", *row[:4], file=sys.stderr)
     if write and not failed:
-        CLAIMS.write_text(written(claims))
-        (RESULTS / "margins.md").write_text("\n".join(lines) + "\n")
         record = describe_run(0) | {"runs": {n: [list(k) for k in s] for n, s in settings.items()}}
         record["rows"] = [list(row[:4]) for row in rows]
-        (RESULTS / "margins.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_whole(
+            {
+                CLAIMS: written(claims),
+                RESULTS / "margins.md": "\n".join(lines) + "\n",
+                RESULTS / "margins.json": as_json(record),
+            }
+        )
     return len(failed)
 
 

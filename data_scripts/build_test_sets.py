@@ -9,6 +9,7 @@ path_tracer.py. A set is a function of its seed (on one kind of processor and on
 """
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -43,9 +44,9 @@ from facelab.augmentation import (
 )
 from facelab.camera import PerspectiveCamera
 from facelab.colour import linear_to_srgb, srgb_to_linear
+from facelab.files import read_json, write_whole
 from facelab.geometry import euler_to_matrix, normalise
 from facelab.morphable_model import REGIONS, MorphableModel
-from facelab.photo_folders import sha256_of
 from facelab.test_sets import COMMITTED, POSITION_UNIT, skin_group, topology_of, yaw_group
 
 Floats = NDArray[np.floating]
@@ -275,10 +276,9 @@ def main() -> None:
     torch.set_num_threads(1)
     count, seed = SETS[args.name]
     tensors, groups = make(args.name, args.count or count, seed)
-    args.out.mkdir(parents=True, exist_ok=True)
     path, manifest = args.out / f"{args.name}.safetensors", args.out / "manifest.json"
-    path.write_bytes(save(tensors))
-    known = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    data = save(tensors)
+    known = read_json(manifest, f"'{manifest}' is damaged; restore it") if manifest.is_file() else {}
     libraries = ("anny", "numpy", "scipy", "torch") + (("mitsuba",) if args.name == "path_traced" else ())
     known[args.name] = {
         "version": VERSION,
@@ -290,10 +290,10 @@ def main() -> None:
         "topology": topology_of(MorphableModel.load(None, 1)),
         "precision": f"vertices {POSITION_UNIT} mm, albedo 8-bit sRGB, pictures lossless WebP",
         "built_with": {library: version(library) for library in libraries},
-        "sha256": sha256_of(path),
+        "sha256": hashlib.sha256(data).hexdigest(),
         "groups": groups,
     }
-    manifest.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    write_whole({path: data, manifest: json.dumps(known, indent=1, sort_keys=True) + "\n"})
     print(f"{path}: {len(groups)} faces, {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -9,7 +9,9 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from scipy.spatial import cKDTree
 
 from facelab.colour import srgb_to_linear
 from facelab.errors import FacelabError, MeshError, ModelFileError
+from facelab.files import guarded, shown
 from facelab.geometry import check_triangles
 from facelab.morphable_model import REGIONS, SKIN_F0, MorphableModel
 
@@ -53,6 +56,17 @@ def require(condition: object, message: str) -> None:
     """Raise `ModelFileError(message)` unless the condition holds."""
     if not condition:
         raise ModelFileError(message)
+
+
+def converter(convert: Callable[..., MorphableModel]) -> Callable[..., MorphableModel]:
+    """A damaged source is a ModelFileError that names it, however its parser fails."""
+
+    @wraps(convert)
+    def checked(source: str | Path, *args: Any, **options: Any) -> MorphableModel:
+        with guarded(f"'{shown(source)}' cannot be read; download it again", ModelFileError):
+            return convert(source, *args, **options)
+
+    return checked
 
 
 def existing_file(path: str | Path) -> Path:
@@ -247,6 +261,10 @@ def finish(parts: Parts) -> MorphableModel:
     require(
         all(0 <= t < len(triangles) for t, _ in known.values()),
         "A landmark is on a triangle that is not there.",
+    )
+    require(
+        all(weights.shape == (3,) and np.isfinite(weights).all() for _, weights in known.values()),
+        "A landmark has weights that are not three numbers.",
     )
     known = complete(known, mean, triangles)
     points = np.stack(list(landmark_points(known, mean, triangles).values()))

@@ -17,12 +17,13 @@ Kept:   all components. Diffuse and specular share one coefficient vector, as in
 from pathlib import Path
 
 import numpy as np
-from conversion import command_line, finish, require
+from conversion import command_line, converter, finish, require
 from convert_bfm2017 import open_h5, read_pca, read_shape
 
 from facelab.morphable_model import MorphableModel
 
 
+@converter
 def convert(
     source: str | Path, shape: str | Path | None = None, landmarks: str | Path | None = None
 ) -> MorphableModel:

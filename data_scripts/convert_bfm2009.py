@@ -20,6 +20,7 @@ from conversion import (
     Array,
     Parts,
     command_line,
+    converter,
     existing_file,
     finish,
     linear_albedo,
@@ -28,7 +29,7 @@ from conversion import (
     read_landmark_indices,
     require,
 )
-from scipy.io import loadmat
+from matlab import read_matlab
 
 from facelab.errors import ModelFileError
 from facelab.morphable_model import MorphableModel
@@ -39,17 +40,14 @@ NAMES = ("shapeMU", "shapePC", "shapeEV", "texMU", "texPC", "texEV", "tl")
 
 def read_mat(path: str | Path) -> dict[str, Array]:
     """The named matrices of the .mat file (version 5, as distributed)."""
-    try:
-        data = loadmat(existing_file(path), variable_names=NAMES)
-    except ModelFileError:
-        raise
-    except Exception as problem:  # scipy's reader raises anything on a damaged file
-        raise ModelFileError(f"{path} is not a complete MATLAB 5 file: download it again.") from problem
+    problem = "it is not a complete MATLAB 5 file, download it again"
+    data = read_matlab(existing_file(path), NAMES, problem, ModelFileError)
     missing = [name for name in NAMES if name not in data]
     require(not missing, f"{path} lacks {', '.join(missing)}: it is not 01_MorphableModel.mat.")
     return {name: data[name] for name in NAMES}
 
 
+@converter
 def convert(source: str | Path, landmarks: str | Path | None = None) -> MorphableModel:
     """Basel Face Model 2009 as a `MorphableModel`; errors: `ModelFileError`."""
     data = read_mat(source)

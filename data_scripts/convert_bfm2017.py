@@ -26,6 +26,7 @@ from conversion import (
     Array,
     Parts,
     command_line,
+    converter,
     existing_file,
     finish,
     linear_albedo,
@@ -131,6 +132,7 @@ def read_shape(file: h5py.File, landmarks: str | Path | None = None) -> Parts:
     )
 
 
+@converter
 def convert(source: str | Path, landmarks: str | Path | None = None) -> MorphableModel:
     """Basel Face Model 2017 or 2019 as a `MorphableModel`; errors: `ModelFileError`."""
     with open_h5(source) as file:

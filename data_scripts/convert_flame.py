@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from conversion import Array, Landmarks, Parts, command_line, existing_file, finish, require
+from conversion import Array, Landmarks, Parts, command_line, converter, existing_file, finish, require
 from scipy.sparse import csc_matrix
 
 from facelab.errors import ModelFileError
+from facelab.files import read_npz
 from facelab.morphable_model import REGIONS, MorphableModel
 
 MM = 1000.0
@@ -130,8 +131,7 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
     file_path = existing_file(path)
     try:
         if file_path.suffix == ".npz":
-            with np.load(file_path, allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
+            return dict(read_npz(file_path, f"{path} cannot be read as arrays; download it again"))
         with open(file_path, "rb") as stream:
             if file_path.suffix == ".npy":
                 _skip_npy_header(stream)
@@ -187,6 +187,7 @@ def read_embedding(path: str | Path) -> Landmarks:
     )
 
 
+@converter
 def convert(source: str | Path, landmarks: str | Path | None = None) -> MorphableModel:
     """FLAME as a `MorphableModel`; errors: `ModelFileError`."""
     data = read_arrays(source)

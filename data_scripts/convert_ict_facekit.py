@@ -19,7 +19,17 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from conversion import Array, Parts, command_line, existing_file, finish, on_vertices, principal, require
+from conversion import (
+    Array,
+    Parts,
+    command_line,
+    converter,
+    existing_file,
+    finish,
+    on_vertices,
+    principal,
+    require,
+)
 
 from facelab.errors import ModelFileError
 from facelab.morphable_model import REGIONS, MorphableModel
@@ -157,6 +167,7 @@ def crop(data: dict[str, Array], layout: Layout) -> dict[str, Array]:
     }  # fmt: skip
 
 
+@converter
 def convert(source: str | Path, layout: Layout = Layout()) -> MorphableModel:
     """ICT-FaceKit Light, from its OBJ folder or its .npz, as a `MorphableModel`; errors: `ModelFileError`."""
     source = Path(source)

@@ -12,6 +12,7 @@ from skimage.data import lfw_subset
 from skimage.transform import resize
 from torch import Tensor
 
+from facelab.files import write_whole
 from facelab.recognition import MEAN_EMBEDDING, DlibRecogniser
 
 
@@ -26,4 +27,4 @@ def mean_embedding() -> Tensor:
 if __name__ == "__main__":
     mean = [round(number, 5) for number in mean_embedding().tolist()]
     source = "python -m data_scripts.mean_embedding: skimage.data.lfw_subset()[:100]"
-    MEAN_EMBEDDING.write_text(json.dumps({"source": source, "mean": mean}) + "\n")
+    write_whole({MEAN_EMBEDDING: json.dumps({"source": source, "mean": mean}) + "\n"})

@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from facelab.errors import FacelabError
+from facelab.files import replacing
 from facelab.photo_truth import LANDMARK_FILE
 from facelab.records import FaceRecord
 
@@ -31,7 +32,8 @@ def export(record: FaceRecord, folder: Path) -> str:
     """Write the picture; returns its file name."""
     name = record.name.replace("/", "_").rsplit(".", 1)[0] + ".png"
     pixels = (record.image.permute(1, 2, 0) * 255).round().byte().numpy()
-    Image.fromarray(pixels).save(folder / name)
+    with replacing(folder / name) as (new,):
+        Image.fromarray(pixels).save(new, "PNG")
     return name
 
 
@@ -58,7 +60,8 @@ def summarise(name: str, folder: str, limit: int | None, target: Path | None) ->
                 known[file] = record.landmarks.numpy()
     if target and known:
         names, points = np.array(list(known)), np.stack(list(known.values()))
-        np.savez(target / LANDMARK_FILE, names=names, landmarks=points)
+        with replacing(target / LANDMARK_FILE) as (new,), new.open("wb") as stream:
+            np.savez(stream, names=names, landmarks=points)
     print(f"{len(records)} records. Of {len(chosen)} looked at, {len(failures)} cannot be read; there are:")
     print("\n".join(f"{count:8d}  {what}" for what, count in truth.items() if what not in ("name", "groups")))
     print("\n".join(failures[:SAMPLE]))

@@ -35,14 +35,15 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from facelab import metrics
 from facelab.augmentation import to_bytes
 from facelab.corpora import CorpusSpec, Renderer
-from facelab.errors import FacelabError, ParameterError
+from facelab.errors import CorpusError, FacelabError, ParameterError
+from facelab.files import as_json, guarded, read_tensors, sha256_of, write_whole
 from facelab.methods.breeding import breed, mirror_signs, population, synthesise
 from facelab.methods.inversefacenet import (
     DISTRIBUTION,
@@ -56,7 +57,7 @@ from facelab.methods.inversefacenet import (
 )
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import KINDS
-from facelab.photo_folders import list_pictures, sha256_of
+from facelab.photo_folders import list_pictures
 from facelab.photos import DlibDetector, find_face, load_photo
 from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
 
@@ -148,16 +149,17 @@ def made_for(preset: Preset) -> dict[str, str]:
     return {name: str(getattr(preset, name)) for name in ("side", "subdivisions", "flaws")}
 
 
-def check_label(path: Path, label: dict[str, str]) -> Path:
-    """`path`, if its file was made for `label`. Raises ParameterError."""
-    with safe_open(path, "pt") as file:
+def read_labelled(path: Path, label: dict[str, str]) -> dict[str, Tensor]:
+    """The tensors of a file that was made for `label`. Raises ParameterError, CorpusError if damaged."""
+    problem = f"'{path}' is damaged; delete it"
+    with guarded(problem, CorpusError), safe_open(path, "pt") as file:
         found = file.metadata() or {}
     if found != label:
         raise ParameterError(
             f"'{path}' was made for {found}, and this training wants {label}; name another --pictures or "
             "--folder, or delete what is there."
         )
-    return path
+    return read_tensors(path.read_bytes(), problem, CorpusError)
 
 
 def in_chunks(
@@ -179,13 +181,12 @@ def in_chunks(
     for k in range(rank, len(paths), world):
         if not paths[k].is_file():
             start = time.perf_counter()
-            save_file(make(k, CHUNK), paths[k].with_suffix(".tmp"), label)
-            paths[k].with_suffix(".tmp").replace(paths[k])
+            write_whole({paths[k]: save(make(k, CHUNK), label)})
             pace = 1000 * (time.perf_counter() - start) / CHUNK
             print(f"{say}{k + 1}/{len(paths)}, {pace:.1f} ms a picture", flush=True)
     while not all(path.is_file() for path in paths):
         time.sleep(1)  # for the other processes
-    return Pictures([load_file(check_label(path, label)) for path in paths])
+    return Pictures([read_labelled(path, label) for path in paths])
 
 
 def synthetic_corpus(
@@ -255,11 +256,10 @@ def target_inputs(folder: Path, sources: list[str], side: int, seed: int) -> Ten
             if looked_at % 500 == 0:
                 print(f"targets: {len(inputs)} of {looked_at}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"images": torch.stack(inputs)}, path.with_suffix(".tmp"), label)
-        path.with_suffix(".tmp").replace(path)
+        write_whole({path: save({"images": torch.stack(inputs)}, label)})
     while not path.is_file():
         time.sleep(1)
-    return load_file(check_label(path, label))["images"]
+    return read_labelled(path, label)["images"]
 
 
 def estimates(network: nn.Module, model: MorphableModel, inputs: Tensor) -> Tensor:
@@ -304,7 +304,7 @@ def stages(preset: Preset, row: str) -> Iterable[tuple[int, int]]:
 def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     """One row of Table 1; the network and how it came about."""
     began = time.perf_counter()
-    every = preset.steps // 5
+    every = max(1, preset.steps // 5)
     run = Run(
         args.folder / row, args.device, preset.precision, args.devices, args.nodes, every, seed=args.seed
     )
@@ -389,8 +389,7 @@ def bred_corpus(
         light = DISTRIBUTION.layout(model).slice("light")
         errors = (truth[:, :-FRAME] - estimates(network, model, images))[:, light]
         said = {"estimates": estimates(network, model, inputs), "errors": errors.contiguous()}
-        save_file(said, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        write_whole({path: save(said)})
     while not path.is_file():
         time.sleep(1)  # for the first process
     seen, errors = (load_file(path)[name] for name in ("estimates", "errors"))
@@ -499,7 +498,7 @@ def main() -> None:
         if int(os.environ.get("RANK", 0)) == 0:
             losses = card.pop("losses")
             save_checkpoint(args.folder / f"{args.row}.safetensors", network, card)
-            (args.folder / f"{args.row}_losses.json").write_text(json.dumps(losses) + "\n")
+            write_whole({args.folder / f"{args.row}_losses.json": as_json(losses)})
 
 
 if __name__ == "__main__":

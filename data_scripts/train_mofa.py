@@ -22,14 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from facelab.augmentation import Degradations
-from facelab.corpora import MANIFEST, Corpus, CorpusSpec, Renderer, build_corpus
+from facelab.corpora import Corpus, CorpusSpec, Renderer, build_corpus, is_finished
+from facelab.errors import CorpusError
+from facelab.files import as_json, guarded, read_tensors, write_whole
 from facelab.methods.mofa import LAYOUT, UNITS, Decoder, Encoder, Weights, card_of, loss_terms, make_network
 from facelab.methods.mofa_progress import beginners_code, complaints, evaluate, mirrored, warning_signs
 from facelab.photo_folders import PhotoFolder
@@ -70,14 +72,18 @@ def corpus_spec(side: int, seed: int, clean: bool = False) -> CorpusSpec:
 def detector_errors(path: Path, count: int = 128) -> Tensor:
     """(N, 68, 2) in picture widths: what dlib says minus the truth, on renders where it finds a face."""
     if path.is_file():
-        return load_file(path)["errors"]
+        with guarded(problem := f"'{path}' is damaged; delete it", CorpusError):
+            errors = read_tensors(path.read_bytes(), problem, CorpusError)["errors"]
+            if errors.shape[1:] != (68, 2) or not len(errors):
+                raise ValueError(f"its errors have the shape {tuple(errors.shape)}")
+        return errors
     renderer, found = Renderer(corpus_spec(240, 7777, clean=True)), []
     detector = DlibDetector(fallback=False)
     for index in tqdm(range(count // 16), desc="landmark detector"):
         batch = renderer.batch(index)
         for image, truth in zip(batch["image"], batch["landmarks"]):
             found += [(face.landmarks - truth) / 240 for face in detector.detect(image)[:1]]
-    save_file({"errors": torch.stack(found)}, path)
+    write_whole({path: save({"errors": torch.stack(found)})})
     return torch.stack(found)
 
 
@@ -146,7 +152,7 @@ def main() -> None:
             arguments.corpus, side, arguments.run / "landmarks.jsonl", workers=arguments.workers
         )
     else:
-        if not (arguments.corpus / MANIFEST).is_file():
+        if not is_finished(arguments.corpus):
             spec = corpus_spec(side, arguments.seed)
             count = arguments.pictures or preset["pictures"]
             build_corpus(arguments.corpus, spec, count, 32, arguments.workers)
@@ -241,7 +247,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"), "held_out": last, "warning_signs": signs,
     }  # fmt: skip
     save_checkpoint(arguments.run / "mofa.safetensors", encoder, card)
-    (arguments.run / "curves.json").write_text(json.dumps(state["curves"] + [last], indent=1) + "\n")
+    write_whole({arguments.run / "curves.json": as_json(state["curves"] + [last])})
     print(json.dumps(last, indent=1))
 
 

@@ -11,8 +11,8 @@ version of torch). Under torchrun each process (RANK of WORLD_SIZE) takes its ow
 """
 
 import hashlib
-import json
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
@@ -32,10 +31,21 @@ from tqdm import tqdm
 from facelab.augmentation import Degradations, degrade, occlude, procedural_backgrounds, to_bytes
 from facelab.distributions import DISTRIBUTIONS
 from facelab.errors import CorpusError, ParameterError
+from facelab.files import (
+    LEFT_OVER,
+    as_json,
+    digest_beside,
+    guarded,
+    read_json,
+    read_tensors,
+    sha256_of,
+    with_digest,
+    write_whole,
+)
 from facelab.image_formation import render
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.parameters import ParameterLayout
-from facelab.photo_folders import list_pictures, random_piece, sha256_of
+from facelab.photo_folders import list_pictures, random_piece
 from facelab.photos import landmark_mask
 
 FORMAT = 1  # of the files; raise it when what (spec, batch) gives changes
@@ -190,7 +200,7 @@ def build_corpus(
                 f"'{folder}' holds a corpus that differs in {', '.join(different)}; give another folder."
             )
     else:
-        _write(path, _json(job.manifest | {"shards": None}))
+        write_whole({path: as_json(job.manifest | {"shards": None})})
     rank, world = _share()
     mine, made = range(rank, len(job), world), []
     context = "spawn" if workers and device != "cpu" else None  # CUDA does not survive a fork
@@ -203,9 +213,9 @@ def build_corpus(
             bar.update(job.size(index))
     if all((folder / job.name(k)).is_file() for k in range(len(job))):
         names = [job.name(k) for k in range(len(job))]
-        shards = [{"file": name, "sha256": _digest_beside(folder / name)} for name in names]
-        _write(path, _json(job.manifest | {"shards": shards}))
-        for left in folder.glob("shard_*.tmp"):  # of processes that were killed
+        shards = [{"file": name, "sha256": digest_beside(folder / name)} for name in names]
+        write_whole({path: as_json(job.manifest | {"shards": shards})})
+        for left in folder.glob(LEFT_OVER):  # by processes that were killed
             left.unlink(missing_ok=True)
     return made
 
@@ -230,7 +240,7 @@ class _Shards(Dataset):
     def __getitem__(self, index: int) -> tuple[int, bool]:
         path = self.folder / self.name(index)
         if path.is_file():
-            if _digest_beside(path) == sha256_of(path):
+            if digest_beside(path) == sha256_of(path):
                 return index, False
             warnings.warn(f"'{path}' is damaged and is made again.", stacklevel=2)
             path.unlink()
@@ -239,9 +249,7 @@ class _Shards(Dataset):
             needed = -(-self.size(index) // self.renderer.spec.batch)
             parts = [self._encode(self.renderer.batch(first + k)) for k in range(needed)]
         tensors = {name: torch.cat([part[name] for part in parts])[: self.size(index)] for name in parts[0]}
-        data = save(tensors)
-        _write(_beside(path), f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode())
-        _write(path, data)
+        write_whole(with_digest(path, save(tensors)))
         return index, True
 
     @staticmethod
@@ -265,34 +273,27 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.environ.get('RANK', 0)}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _digest_beside(path: Path) -> str:
-    return _beside(path).read_text()[:64] if _beside(path).is_file() else ""
+def is_finished(folder: str | Path) -> bool:
+    """Whether `build_corpus` came to its end here; if not, it goes on from where it was."""
+    return (Path(folder) / MANIFEST).is_file() and _read_manifest(Path(folder))["shards"] is not None
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-        manifest["shards"], manifest["layout"], manifest["spec"], manifest["count"]
-    except FileNotFoundError as error:
-        raise CorpusError(f"There is no corpus in '{folder}': {MANIFEST} is missing; build one.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorpusError(f"'{path}' is damaged ({error!r}); delete it and build again.") from error
+    if not path.is_file():
+        raise CorpusError(f"There is no corpus in '{folder}': {MANIFEST} is missing; build one.")
+    problem = f"'{path}' is damaged; delete it and build again"
+    manifest = read_json(path, problem, CorpusError)
+    with guarded(problem, CorpusError):
+        shards, count, each = (manifest[name] for name in ("shards", "count", "images_per_shard"))
+        sizes = [manifest["spec"]["size"], count, each, *manifest["layout"].values()]
+        if not all(type(size) is int and size >= 0 for size in sizes) or min(sizes[:3]) < 1:
+            raise ValueError("its sizes are not whole numbers")
+        names = [f"shard_{k:06d}.safetensors" for k in range(-(-count // each))]
+        if shards is not None and [shard["file"] for shard in shards] != names:
+            raise ValueError(f"{count} pictures need {len(names)} files, {each} in each")
+        if shards is not None and not all(re.fullmatch("[0-9a-f]{64}", shard["sha256"]) for shard in shards):
+            raise ValueError("a SHA-256 is none")
     return manifest
 
 
@@ -334,18 +335,10 @@ class Corpus(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(index)  # ends a for loop
         shard, row = divmod(index, self.manifest["images_per_shard"])
-        path = self.folder / self.manifest["shards"][shard]["file"]
-        try:
-            if shard not in self._mapped:
-                self._mapped[shard] = load_file(path)
-            image, mask, landmarks, parameters = (
-                self._mapped[shard][name][row].clone()
-                for name in ("images", "masks", "landmarks", "parameters")
-            )
-        except (SafetensorError, OSError, KeyError, IndexError) as error:
-            raise CorpusError(
-                f"'{path}' cannot be read ({error}); delete it and call build_corpus again."
-            ) from error
+        if shard not in self._mapped:
+            self._mapped[shard] = self._read(shard)
+        names = ("images", "masks", "landmarks", "parameters")
+        image, mask, landmarks, parameters = (self._mapped[shard][name][row].clone() for name in names)
         bits = torch.from_numpy(np.unpackbits(mask.numpy(), count=self.side**2)).bool()
         return {
             "image": image.float() / 255,
@@ -353,3 +346,22 @@ class Corpus(Dataset):
             "landmarks": landmarks,
             "parameters": parameters,
         }
+
+    def _read(self, shard: int) -> dict[str, Tensor]:
+        path, each = self.folder / self.manifest["shards"][shard]["file"], self.manifest["images_per_shard"]
+        problem = f"'{path}' cannot be read; delete it and call build_corpus again"
+        with guarded(problem, CorpusError):
+            tensors = read_tensors(path.read_bytes(), problem, CorpusError)
+            shapes = {
+                "images": (3, self.side, self.side),
+                "masks": (-(-(self.side**2) // 8),),
+                "landmarks": (68, 2),
+                "parameters": (self.layout.size,),
+            }
+            for name, shape in shapes.items():
+                wanted = (min(each, len(self) - shard * each), *shape)
+                if tensors[name].shape != wanted:
+                    raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}, not {wanted}")
+                if (tensors[name].dtype == torch.uint8) != (name in ("images", "masks")):
+                    raise ValueError(f"{name} are {tensors[name].dtype}")
+        return tensors

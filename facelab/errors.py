@@ -64,6 +64,10 @@ class DatasetError(FacelabError):
     """A downloaded data set, or a file of it, is missing, incomplete, damaged, or of another structure."""
 
 
+class OutputError(FacelabError):
+    """A file cannot be written: the disk is full, or its place is not ours to write to."""
+
+
 class DivergenceError(FacelabError):
     """The loss of a training is no longer a number, or has exploded."""
 

@@ -22,6 +22,7 @@ from trimesh.exchange.obj import export_obj as trimesh_obj
 from facelab import rasterizer
 from facelab.colour import linear_to_srgb
 from facelab.errors import MeshError, ParameterError
+from facelab.files import write_whole
 from facelab.geometry import check_triangles, vertex_normals
 from facelab.morphable_model import MorphableModel
 
@@ -130,9 +131,7 @@ def export_glb(mesh: TexturedMesh, path: str | Path, shininess: float = 20.0) ->
     def add_specular(buffers: dict[Any, bytes], tree: dict[str, Any]) -> None:
         if mesh.specular is None:
             return
-        file = io.BytesIO()
-        _picture(mesh.specular / F0_WHITE).save(file, "PNG")
-        data = file.getvalue()
+        data = _png(mesh.specular / F0_WHITE)
         buffers["specular"] = data + bytes(-len(data) % 4)
         tree["images"].append({"bufferView": len(buffers) - 1, "mimeType": "image/png"})
         tree["textures"].append({"source": len(tree["images"]) - 1})
@@ -144,8 +143,7 @@ def export_glb(mesh: TexturedMesh, path: str | Path, shininess: float = 20.0) ->
     scene = trimesh.Scene()
     scene.add_geometry(_to_trimesh(mesh, material, METRES_PER_MM), geom_name=path.stem)
     data = trimesh_glb(scene, include_normals=True, buffer_postprocessor=add_specular)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    write_whole({path: data})
     return path
 
 
@@ -169,17 +167,13 @@ def export_obj(mesh: TexturedMesh, path: str | Path, shininess: float = 20.0) ->
     path = path if path.suffix.lower() == ".obj" else path.with_name(path.name + ".obj")  # john.smith
     stem = path.with_suffix("")
     material_name = re.sub(r"[^\w.-]+", "_", stem.name)  # MTL ends a name at a space
-    path.parent.mkdir(parents=True, exist_ok=True)
     maps = {"Kd": (f"{stem.name}_diffuse.png", mesh.diffuse)}
     if mesh.specular is not None:
         maps["Ks"] = (f"{stem.name}_specular.png", mesh.specular / F0_WHITE)
     ks = 0 if mesh.specular is None else 1
     lines = [f"newmtl {material_name}", "Ka 0 0 0", "Kd 1 1 1", f"Ks {ks} {ks} {ks}"]
     lines += [f"Ns {blender_exponent(shininess):.4f}", f"Pr {roughness(shininess):.4f}"]
-    for key, (name, values) in maps.items():
-        _picture(values).save(stem.with_name(name))
-        lines.append(f"map_{key} {name}")
-    stem.with_name(stem.name + ".mtl").write_text("\n".join(lines) + "\n")
+    lines += [f"map_{key} {name}" for key, (name, _) in maps.items()]
     material = trimesh.visual.material.SimpleMaterial(image=_picture(mesh.diffuse), name=material_name)
     body = trimesh_obj(
         _to_trimesh(mesh, material),
@@ -189,8 +183,10 @@ def export_obj(mesh: TexturedMesh, path: str | Path, shininess: float = 20.0) ->
         mtl_name=f"{stem.name}.mtl",
         header=f"{stem.name}: face in millimetres, +y up, +z out of the face",
     )
-    path.write_text(body)
-    return [path, stem.with_name(stem.name + ".mtl"), *(stem.with_name(name) for name, _ in maps.values())]
+    files: dict[Path, bytes | str] = {path: body, stem.with_name(stem.name + ".mtl"): "\n".join(lines) + "\n"}
+    files |= {stem.with_name(name): _png(values) for name, values in maps.values()}
+    write_whole(files)
+    return list(files)
 
 
 def _check_uv(attributes: Tensor, triangles: Tensor, uv: Tensor, uv_triangles: Tensor) -> None:
@@ -204,6 +200,12 @@ def _picture(linear: Tensor) -> Image.Image:
     """A linear (3 or 1, H, W) map as an 8-bit sRGB picture."""
     srgb = linear_to_srgb(linear.clamp(0, 1)).expand(3, -1, -1)
     return Image.fromarray((srgb * 255).round().byte().permute(1, 2, 0).cpu().contiguous().numpy())
+
+
+def _png(linear: Tensor) -> bytes:
+    file = io.BytesIO()
+    _picture(linear).save(file, "PNG")
+    return file.getvalue()
 
 
 def _to_trimesh(mesh: TexturedMesh, material: Any, scale: float = 1.0) -> trimesh.Trimesh:

@@ -319,10 +319,12 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Between Gaussians fitted to two clouds of points (N, D) and (M, D), both > D: how unlike they are.
 
     d² = |μ_a - μ_b|² + tr(C_a + C_b - 2 (C_a C_b)^½) (Dowson and Landau 1982), the formula of the FID.
-    Raises ParameterError for clouds of different dimensions or with fewer than two points.
+    Raises ParameterError for clouds of different dimensions, with fewer than two points, NaN or infinity.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ParameterError(f"Two clouds (N, D), (M, D) are needed, not {tuple(a.shape)}, {tuple(b.shape)}.")
+    if not bool(a.isfinite().all() and b.isfinite().all()):  # LAPACK would end the process
+        raise ParameterError("A cloud of points has NaN or infinity; leave those points out.")
     ca, cb = a.T.cov(), b.T.cov()
     cross = torch.linalg.eigvals(ca @ cb).real.clamp(min=0).sqrt().sum()
     squared = (a.mean(0) - b.mean(0)).square().sum() + ca.trace() + cb.trace() - 2 * cross

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from facelab.errors import ModelFileError, ParameterError
+from facelab.files import beside, digest_beside, guarded, read_tensors, with_digest, write_whole
 from facelab.subdivision import catmull_clark, triangulate
 
 
@@ -26,29 +26,28 @@ def write_model(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) 
     The header is kept under one key, because safetensors writes several in random order.
     """
     data = save(tensors, {"facelab": json.dumps(header, sort_keys=True)})
-    path.write_bytes(data)
-    digest = hashlib.sha256(data).hexdigest()
-    path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
+    write_whole(with_digest(path, data))
 
 
 def read_checked(path: Path, must_have_digest: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a safetensors file after comparing its SHA-256."""
-    beside = path.with_name(path.name + ".sha256")
     if not path.is_file():
         raise ModelFileError(f"There is no face model at {path}; give another path, or build it again.")
-    data = path.read_bytes()
-    if beside.is_file():
-        if hashlib.sha256(data).hexdigest() != beside.read_text().split()[0]:
-            raise ModelFileError(f"{path} is damaged or changed: its SHA-256 is not that in {beside.name}.")
+    problem = f"{path} is not a complete safetensors file; get it again"
+    with guarded(problem, ModelFileError):
+        data = path.read_bytes()
+    if beside(path).is_file():
+        if hashlib.sha256(data).hexdigest() != digest_beside(path):
+            raise ModelFileError(f"{path} is damaged or changed: its SHA-256 is not that beside it.")
     elif must_have_digest:
-        raise ModelFileError(f"{beside} is missing; restore it from the repository.")
-    try:
-        tensors = load(data)
+        raise ModelFileError(f"{beside(path)} is missing; restore it from the repository.")
+    tensors = read_tensors(data, problem)
+    with guarded(problem, ModelFileError):
         (length,) = struct.unpack_from("<Q", data)
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
         header = json.loads(metadata.get("facelab", "{}"))
-    except (SafetensorError, struct.error, ValueError) as error:
-        raise ModelFileError(f"{path} is not a complete safetensors file ({error}); get it again.") from error
+        if not all(isinstance(text, str) for entry in header.items() for text in entry):
+            raise TypeError("its header is not text")
     return tensors, header
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from facelab.errors import ModelFileError, ParameterError
+from facelab.files import guarded
 from facelab.model_file import decode, read_checked, refine, write_model
 
 REGIONS = ("skin", "lips", "lids", "eyes", "interior", "teeth")
@@ -175,19 +176,17 @@ class MorphableModel:
         SHA-256 written in the file beside it (`<name>.sha256`; the shipped model must have one).
         """
         tensors, header = read_checked(Path(path or DEFAULT_MODEL), must_have_digest=path is None)
-        try:
+        with guarded(f"The face model {path or 'of facelab'} lacks a part; get it again", ModelFileError):
             if "quads" in tensors:
                 parts = refine(tensors, subdivisions)
             else:
                 parts = {name: decode(tensors, name) for name in tensors if not name.endswith(".scale")}
             for name in ("regions", "action_names"):
                 if name in header:
-                    parts[name] = tuple(json.loads(header[name]))
+                    parts[name] = tuple(str(text) for text in json.loads(header[name]))
             allowed = {f.name for f in fields(cls)}
             parts = {name: part for name, part in parts.items() if name in allowed}
             model = cls(**parts, name=header.get("name", "unnamed"), metadata=header)
-        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-            raise ModelFileError(f"The face model {path or 'of facelab'} lacks a part: {error!r}.") from error
         return model.to(device, dtype)
 
     def save(self, path: str | Path) -> None:
@@ -240,7 +239,8 @@ class MorphableModel:
     def vertices(self, identity: Tensor | None = None, expression: Tensor | None = None) -> Tensor:
         """Vertices (..., V, 3) in mm for identity (..., Ki) and expression (..., Ke) in standard deviations.
 
-        Leading dimensions broadcast. Raises ParameterError for a wrong size or values that are not finite.
+        Leading dimensions broadcast; another floating-point type becomes the model's. Raises ParameterError
+        for a wrong size or values that are not finite.
         """
         result = self.mean
         if identity is not None:
@@ -398,4 +398,5 @@ def _combine(kind: str, coefficients: Tensor, basis: Tensor) -> Tensor:
     traced = torch._C._functorch.is_functorch_wrapped_tensor(coefficients)  # values cannot be looked at
     if not traced and not torch.isfinite(coefficients).all():
         raise ParameterError(f"The {kind} coefficients contain NaN or infinity; check the step before.")
-    return (coefficients @ basis.flatten(1)).unflatten(-1, basis.shape[1:])
+    flat = coefficients.to(basis.dtype) @ basis.flatten(1)
+    return flat.reshape(*coefficients.shape[:-1], *basis.shape[1:])

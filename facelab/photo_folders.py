@@ -4,7 +4,6 @@ photos = PhotoFolder("my_pictures", workers=4)
 photos[0]["image"], photos[0]["landmarks"], photos.failures
 """
 
-import hashlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from facelab.errors import FacelabError, ModelFileError, ParameterError, PhotoNotFoundError
+from facelab.files import find_file, guarded, sha256_of, shown
 from facelab.photos import DlibDetector, LandmarkDetector, crop_face, find_face, load_photo
-from facelab.photos.guard import find_file, guarded, shown
 
 PICTURES = {
     *(".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"),
@@ -45,12 +44,6 @@ def list_pictures(folder: str | Path) -> list[Path]:
     if not paths:
         raise PhotoNotFoundError(f"There are no pictures in the folder '{shown(folder)}'; check the path.")
     return paths
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def random_piece(paths: Sequence[Path], size: int, generator: torch.Generator) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from facelab.errors import ModelFileError, PhotoNotFoundError
+from facelab.files import guarded, read_npz, shown
 from facelab.photo_folders import PhotoFolder, list_pictures
 from facelab.photos import crop_face, load_photo
-from facelab.photos.guard import guarded, shown
-from facelab.photos.load import MAX_BYTES, open_picture
+from facelab.photos.load import open_picture
 from facelab.records import FaceRecord
 
 LANDMARK_FILE = "landmarks68.npz"
@@ -119,11 +119,10 @@ def _read_landmarks(folder: Path) -> dict[str, Tensor]:
     path = folder / LANDMARK_FILE
     if not path.is_file():
         return {}
-    with guarded(f"'{shown(path)}' cannot be read; it needs names and landmarks", ModelFileError):
-        with np.load(path, allow_pickle=False) as file:
-            if sum(member.file_size for member in file.zip.infolist()) > MAX_BYTES:
-                raise ModelFileError(f"'{shown(path)}' unpacks to more than 1 GiB; give another file.")
-            names, points = file["names"], torch.from_numpy(file["landmarks"]).float()
+    problem = f"'{shown(path)}' cannot be read; it needs names and landmarks"
+    arrays = read_npz(path, problem)
+    with guarded(problem, ModelFileError):
+        names, points = arrays["names"], torch.from_numpy(arrays["landmarks"]).float()
         if names.ndim != 1 or names.dtype.kind != "U":
             raise ModelFileError(f"'{shown(path)}' needs names (N,) as text, not {names.dtype}.")
     if points.shape != (len(names), 68, 2) or not points.isfinite().all():

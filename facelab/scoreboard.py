@@ -9,6 +9,7 @@ A row keeps every picture's numbers, so that methods are compared on the picture
 """
 
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from facelab.errors import FacelabError, ParameterError
+from facelab.files import append_line, digest_beside, guarded, read_json, write_whole
 from facelab.measures import METRICS, Metric
 from facelab.methods.energy import Settings
 from facelab.methods.fitting import fit_landmarks, reconstruct
@@ -64,6 +66,19 @@ class Outcome:
     """by metric; those that the truth or the method does not allow are left out"""
     failure: str | None = None
     """why there are no values"""
+
+    @classmethod
+    def read(cls, content: Any) -> "Outcome":
+        """From the dictionary that `asdict` makes. ValueError, TypeError or AttributeError for others."""
+        outcome = cls(**content)
+        numbers = [outcome.milliseconds, *outcome.values.values()]
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise ValueError("a value is no finite number")
+        texts = [outcome.name, *outcome.values, *outcome.groups, *outcome.groups.values()]
+        texts += [] if outcome.failure is None else [outcome.failure]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a name is no text")
+        return outcome
 
 
 @dataclass(frozen=True)
@@ -158,8 +173,7 @@ def evaluate(
         names.add(record.name)
         outcomes.append(_one(method, record, measures))
         if log is not None:
-            with log.open("a") as file:
-                file.write(json.dumps(asdict(outcomes[-1])) + "\n")
+            append_line(log, json.dumps(asdict(outcomes[-1])))
     return replace(row, outcomes=outcomes[: len(records)])
 
 
@@ -186,15 +200,22 @@ def _one(method: Method, record: FaceRecord, measures: Mapping[str, Metric]) -> 
 
 def _resume(log: Path, settings: dict[str, Any]) -> list[Outcome]:
     """The outcomes that are already in the file; a new one starts with the settings."""
-    lines = log.read_text().split("\n") if log.is_file() else []
-    if len(lines) < 2:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(json.dumps(settings) + "\n")
-        return []
-    if json.loads(lines[0]) != settings:
-        raise ParameterError(f"'{log}' is of a run with other settings: delete it or give another folder.")
-    log.write_text("\n".join(lines[:-1]) + "\n")  # what follows the last newline was cut off in writing
-    return [Outcome(**json.loads(line)) for line in lines[1:-1]]
+    problem = f"'{log}' is damaged: delete it, and the evaluation begins anew"
+    with guarded(problem, ParameterError):
+        lines = log.read_text(encoding="utf-8").split("\n") if log.is_file() else []
+        if len(lines) < 2:
+            write_whole({log: json.dumps(settings) + "\n"})
+            return []
+        if json.loads(lines[0]) != settings:
+            raise ParameterError(
+                f"'{log}' is of a run with other settings: delete it or give another folder."
+            )
+        outcomes = [Outcome.read(json.loads(line)) for line in lines[1:-1]]
+        if len({outcome.name for outcome in outcomes}) < len(outcomes):
+            raise ValueError("a picture is there twice")
+    if lines[-1]:  # what follows the last newline was cut off in writing
+        write_whole({log: "\n".join(lines[:-1]) + "\n"})
+    return outcomes
 
 
 def _circumstances() -> tuple[str, str, str, str, str]:
@@ -207,12 +228,16 @@ def _circumstances() -> tuple[str, str, str, str, str]:
     hardware = f"CPU {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
     if torch.cuda.is_available():
         hardware = f"{torch.cuda.get_device_name()}; {hardware}"
-    digest = DEFAULT_MODEL.with_suffix(".safetensors.sha256").read_text()[:12]
+    digest = digest_beside(DEFAULT_MODEL)[:12]
     return hardware, torch.__version__, digest, commit, datetime.date.today().isoformat()
 
 
 def _file_name(row: Row) -> str:
-    return f"{row.test_set}__{re.sub('[^a-z0-9]+', '_', row.method.lower()).strip('_')}"
+    """Legible, and another one for every method whose name is not plain ("MoFA+", or in Greek)."""
+    name = re.sub("[^a-z0-9]+", "_", row.method.lower()).strip("_")
+    if not re.fullmatch("[A-Za-z0-9 .,()-]+", row.method):
+        name += "_" + hashlib.sha256(row.method.encode()).hexdigest()[:8]
+    return f"{row.test_set}__{name.lstrip('_')}"
 
 
 def log_file(row: Row, folder: str | Path) -> Path:
@@ -221,31 +246,40 @@ def log_file(row: Row, folder: str | Path) -> Path:
 
 
 def save_row(row: Row, folder: str | Path = RESULTS) -> Path:
-    """Write a row, whole or not at all, in place of the same method's on the same set; and its summary."""
+    """Write a row, whole or not at all, in place of the same method's on the same set; and its summary.
+
+    Raises ParameterError where the file is another method's: names may not differ in case or commas only.
+    """
     path = Path(folder) / f"{_file_name(row)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and (there := _read_row(path).method) != row.method:
+        raise ParameterError(f"'{path}' holds {there!r}, too much like {row.method!r}: rename one of them.")
     head = asdict(replace(row, outcomes=[])) | {"milliseconds": row.milliseconds, "summary": row.summary()}
     lines = [json.dumps(asdict(outcome)) for outcome in row.outcomes]
     del head["outcomes"]
     text = json.dumps(head, indent=1)[:-2] + ',\n "outcomes": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_whole({path: text})
     return path
 
 
 def load_rows(*folders: str | Path) -> list[Row]:
     """All rows of some folders (default: the committed ones); a later folder's replace the same earlier."""
-    rows, names = {}, [f.name for f in fields(Row)]
+    rows = {}
     for path in (p for folder in folders or (RESULTS,) for p in sorted(Path(folder).glob("*__*.json"))):
-        try:
-            content = json.loads(path.read_text())
-            content["outcomes"] = [Outcome(**outcome) for outcome in content["outcomes"]]
-            row = Row(**{name: content[name] for name in names})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ParameterError(f"'{path}' is no row of the scoreboard ({error!r}); delete it.") from error
+        row = _read_row(path)
         rows[row.test_set, row.method] = row
     return list(rows.values())
+
+
+def _read_row(path: Path) -> Row:
+    problem = f"'{path}' is no row of the scoreboard; delete it"
+    content = read_json(path, problem, ParameterError)
+    with guarded(problem, ParameterError):
+        outcomes = [Outcome.read(outcome) for outcome in content.pop("outcomes")]
+        row = Row(**{f.name: content[f.name] for f in fields(Row) if f.name != "outcomes"}, outcomes=outcomes)
+        texts = [value for name, value in vars(row).items() if name not in ("seed", "outcomes")]
+        if not all(isinstance(text, str) for text in texts) or not isinstance(row.seed, int):
+            raise TypeError("its head has values of other kinds")
+    return row
 
 
 # ------------------------------------------------------------------------------------------------ tables

@@ -16,7 +16,6 @@ Records are made when they are asked for; the first n stand for all, so `limit` 
 
 import hashlib
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -27,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load
 from skimage.color import rgb2lab
 from torch import Tensor
 from torch.nn.functional import interpolate as resize
@@ -38,12 +36,12 @@ from facelab.camera import PerspectiveCamera
 from facelab.colour import linear_to_srgb, srgb_to_linear
 from facelab.distributions import DISTRIBUTIONS
 from facelab.errors import ModelFileError, ParameterError
+from facelab.files import guarded, read_json, read_tensors, sha256_of
 from facelab.geometry import matrix_to_euler, normalise
 from facelab.image_formation import render
 from facelab.metrics import light_direction
 from facelab.model_file import read_checked
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
-from facelab.photo_folders import sha256_of
 from facelab.photo_truth import Records, photo_records
 from facelab.photos import skin_mask
 from facelab.records import Camera, FaceRecord, Mesh
@@ -217,23 +215,28 @@ def topology_of(model: MorphableModel) -> str:
 def _committed(name: str, size: int) -> Records:
     """A set that data_scripts/build_test_sets.py made: pictures, and faces on the model's coarse mesh."""
     path, manifest = COMMITTED / f"{name}.safetensors", COMMITTED / "manifest.json"
-    try:
-        about = json.loads(manifest.read_text())[name]
-        data = path.read_bytes()
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelFileError(
-            f"The test set '{path}' or its manifest is missing or damaged ({error!r}); restore it."
-        ) from error
-    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+    problem = f"The test set '{path}' or its manifest is missing or damaged; restore it"
+    manifest_of = read_json(manifest, problem)
+    with guarded(problem, ModelFileError):
+        about = manifest_of[name]
+        data, groups = path.read_bytes(), [dict(group) for group in about["groups"]]
+        side, count, digest, topology = (about[key] for key in ("size", "count", "sha256", "topology"))
+        if type(side) is not int or not 0 < side < 10_000 or not len(groups) == count > 0:
+            raise ValueError("it has another number of faces or pixels")
+        if not all(isinstance(text, str) for group in groups for entry in group.items() for text in entry):
+            raise TypeError("groups are text")
+    if hashlib.sha256(data).hexdigest() != digest:
         raise ModelFileError(f"'{path}' is damaged or changed: its SHA-256 is not that of the manifest.")
-    tensors, model = load(data), MorphableModel.load(None, SUBDIVISIONS)
-    if about["topology"] != topology_of(model):
+    tensors, model = read_tensors(data, problem), MorphableModel.load(None, SUBDIVISIONS)
+    if topology != topology_of(model):
         raise ModelFileError(
             f"'{path}' was made for another face model; run data_scripts/build_test_sets.py."
         )
+    if len(tensors["vertices"]) != count or tensors["hidden"].shape[1] != -(-(side**2) // 8):
+        raise ModelFileError(f"{problem}: it has another number of faces or pixels.")
     cage = read_checked(DEFAULT_MODEL, must_have_digest=True)[0]["quads"].numpy()
     refine = catmull_clark(cage, int(cage.max()) + 1).matrix
-    ends, side, scale = [0, *tensors["image_ends"].tolist()], int(about["size"]), size / int(about["size"])
+    ends, scale = [0, *tensors["image_ends"].tolist()], size / side
 
     def make(i: int) -> FaceRecord:
         vertices = torch.from_numpy(
@@ -266,7 +269,7 @@ def _committed(name: str, size: int) -> Records:
             tensors["light_direction"][i],
             depth * seen,
             person=f"{name}_{i:04d}",
-            groups=about["groups"][i],
+            groups=groups[i],
         )
 
-    return Records(int(about["count"]), make)
+    return Records(count, make)

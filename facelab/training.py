@@ -14,7 +14,6 @@ was killed and started again ends with the same weights as one that was not.
 """
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -24,12 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from facelab.errors import DivergenceError, ModelFileError, ParameterError
+from facelab.files import as_json, guarded, read_json, read_tensors, replacing, write_whole
 
 CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"
 WINDOW = 20  # steps between two looks at the loss: each makes a GPU wait
@@ -71,6 +70,9 @@ class Run:
         )
         self.fabric.launch()
         self._recent: list[Tensor] = []
+        self._written: tuple[int, int, int] | None = None
+        if every < 1:
+            raise ParameterError(f"A checkpoint is written every so many steps, at least 1, not {every}.")
 
     @property
     def device(self) -> torch.device:
@@ -138,21 +140,50 @@ class Run:
         """Write the checkpoint; only the first process does."""
         if self._recent:
             self._look(state)
-        temporary = self.path.with_suffix(".tmp")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.fabric.save(temporary, state)
         if self.fabric.global_rank == 0:
-            temporary.replace(self.path)
+            if _stamp(self.path) != self._written:
+                raise ParameterError(
+                    f"Another training writes to '{self.path}' as well; give each a folder of its own."
+                )
+            with replacing(self.path) as (temporary,):
+                self.fabric.save(temporary, state)
+            self._written = _stamp(self.path)
+        else:
+            self.fabric.save(self.path, state)  # writes nothing, but takes part
         self.fabric.barrier()
 
     def _resume(self, state: dict[str, Any]) -> None:
-        try:
+        problem = (
+            f"'{self.path}' is damaged or of another run; delete it to start from the beginning, or give "
+            "another folder"
+        )
+        self._written = _stamp(self.path)
+        with guarded(problem, ModelFileError):
             self.fabric.load(self.path, state, weights_only=True)
-        except Exception as error:  # of zip, pickle, torch: many kinds
-            raise ModelFileError(
-                f"'{self.path}' is damaged or of another run ({type(error).__name__}: {error}); "
-                "delete it to start from the beginning, or give another folder."
-            ) from error
+            whole = isinstance(state["step"], int) and isinstance(state["losses"], list)
+            if not whole or not _all_finite([value for value in state.values()]):
+                raise ValueError("it has NaN or infinity, or lacks a part")
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when somebody else writes the file."""
+    if not path.is_file():
+        return None
+    about = path.stat()
+    return about.st_ino, about.st_mtime_ns, about.st_size
+
+
+def _all_finite(value: Any) -> bool:
+    """Of the numbers in nested lists, dictionaries and state dictionaries."""
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    if isinstance(value, nn.Module | torch.optim.Optimizer):
+        value = value.state_dict()
+    if isinstance(value, dict):
+        return all(map(_all_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_all_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _seed(*numbers: int) -> int:
@@ -186,10 +217,8 @@ def save_checkpoint(path: str | Path, network: nn.Module, card: dict[str, Any]) 
     if bad:
         raise ParameterError(f"The weights of {bad[0]} are not finite as 16-bit numbers; nothing is saved.")
     data = save(weights)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
     card = card | {"sha256": hashlib.sha256(data).hexdigest()}
-    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+    write_whole({path: data, path.with_suffix(".json"): as_json(card)})
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -200,17 +229,11 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     path = Path(path)
     if path.suffix != ".safetensors":
         path = CHECKPOINTS / f"{path}.safetensors"
-    try:
-        data, card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
-        digest = card["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(
-            f"The checkpoint '{path}' or its card is missing or damaged ({error}); get both again."
-        ) from error
-    if hashlib.sha256(data).hexdigest() != digest:
+    problem = f"The checkpoint '{path}' or its card is missing or damaged; get both again"
+    card = read_json(path.with_suffix(".json"), problem)
+    with guarded(problem, ModelFileError):
+        data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != card.get("sha256"):
         raise ModelFileError(f"'{path}' is damaged or was changed: its SHA-256 is not the card's.")
-    try:
-        weights = load(data)
-    except SafetensorError as error:
-        raise ModelFileError(f"'{path}' is not a safetensors file ({error}); get it again.") from error
+    weights = read_tensors(data, problem)
     return {n: v.float() if v.is_floating_point() else v for n, v in weights.items()}, card

@@ -53,6 +53,10 @@ def template() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def head() -> dict[str, np.ndarray]:
+    return grid_head()
+
+
+def grid_head() -> dict[str, np.ndarray]:
     """A front of a head as a grid: vertices (V, 3) mm, quads (Q, 4) counter-clockwise, landmarks (68,)."""
     y, x = np.meshgrid(np.linspace(-90, 90, N), np.linspace(-70, 70, N), indexing="ij")
     z = 95 * np.sqrt(1 - 0.6 * (x / 75) ** 2 - 0.35 * (y / 95) ** 2) + 22 * np.exp(
@@ -449,14 +453,18 @@ def write_flame_pickle(path: Path, data: dict[str, np.ndarray], monkeypatch: pyt
 
 @pytest.fixture
 def embedding(head: dict[str, np.ndarray], tmp_path: Path) -> Path:
+    return write_embedding(tmp_path / "embedding.npy", head)
+
+
+def write_embedding(path: Path, head: dict[str, np.ndarray]) -> Path:
     """landmark_embedding.npy: a pickled dictionary inside an .npy file."""
     corner = np.array([np.argwhere(head["triangles"] == v)[0] for v in head["landmarks"]])
     content = {
         "full_lmk_faces_idx": corner[None, :, 0],
         "full_lmk_bary_coords": np.eye(3)[corner[:, 1]][None],
     }
-    np.save(tmp_path / "embedding.npy", np.array(content), allow_pickle=True)
-    return tmp_path / "embedding.npy"
+    np.save(path, np.array(content), allow_pickle=True)
+    return path
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "npz"])

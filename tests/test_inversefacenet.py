@@ -11,6 +11,7 @@ from torch import Tensor
 from facelab.corpora import CorpusSpec, Renderer
 from facelab.distributions import LIMITS_DEGREES
 from facelab.errors import ModelFileError, NoFaceError, NotAnImageError
+from facelab.files import sha256_of
 from facelab.image_formation import render
 from facelab.methods import breeding
 from facelab.methods import inversefacenet as ifn
@@ -18,7 +19,6 @@ from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, InverseFaceNet, 
 from facelab.metrics import geometry_rmse_mm, landmark_error_px, nme
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
-from facelab.photo_folders import sha256_of
 from facelab.photos import Face
 from facelab.training import CHECKPOINTS, batch_indices, save_checkpoint
 

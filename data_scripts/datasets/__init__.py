@@ -9,13 +9,16 @@ having it, is said in the docstring of its module. Errors: DatasetError, and tho
 """
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
+from facelab.errors import DatasetError
+from facelab.files import guarded, shown
 from facelab.test_sets import Records
 
 from . import aflw2000, celeba, facescape, facewarehouse, frgc, lfw, micc, now, vw300, w300lp
 
-READERS: dict[str, Callable[[str | Path], Records]] = {
+_READERS: dict[str, Callable[[str | Path], Records]] = {
     "celeba": celeba.read,
     "lfw": lfw.read,
     "300w-lp": w300lp.read,
@@ -27,3 +30,17 @@ READERS: dict[str, Callable[[str | Path], Records]] = {
     "facescape": facescape.read,
     "frgc": frgc.read,
 }
+
+
+def _guarded(read: Callable[[str | Path], Records]) -> Callable[[str | Path], Records]:
+    """Damaged lists and tables are a DatasetError, however the parser fails."""
+
+    @wraps(read)
+    def checked(folder: str | Path) -> Records:
+        with guarded(f"The set in '{shown(folder)}' is damaged; unpack it again", DatasetError):
+            return read(folder)
+
+    return checked
+
+
+READERS = {name: _guarded(read) for name, read in _READERS.items()}

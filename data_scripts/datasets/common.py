@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 import torch
+from matlab import read_matlab
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from facelab.errors import DatasetError
+from facelab.files import guarded, shown
 from facelab.photo_folders import PICTURES
 from facelab.records import FaceRecord, Mesh
 from facelab.test_sets import Records
@@ -46,7 +47,12 @@ def place(folder: str | Path, names: Sequence[str], page: str) -> Path:
 def records(keys: Sequence[Any], make: Callable[[Any], FaceRecord], folder: str | Path, what: str) -> Records:
     """Records made by `make(key)` when asked for; without keys, an error that says `what` is not there."""
     require(keys, f"There is no {what} below '{folder}': unpack all parts of the set there.")
-    return Records(len(keys), lambda index: make(keys[index]))
+
+    def one(index: int) -> FaceRecord:
+        with guarded(f"Record {shown(keys[index])!r} is damaged; unpack the set again", DatasetError):
+            return make(keys[index])
+
+    return Records(len(keys), one)
 
 
 def by_number(paths: Sequence[Path]) -> list[Path]:
@@ -82,8 +88,9 @@ def landmarks_68(points: ArrayLike, path: Path, shift: float = MATLAB_TO_OURS) -
     """68 finite points (68, 2) in iBUG order, moved by `shift` into our pixel coordinates."""
     array = np.asarray(points, dtype=np.float64)
     require(array.shape == (68, 2), f"'{path}' holds points of shape {array.shape}: 68 points are needed.")
-    require(np.isfinite(array).all(), f"'{path}' holds points that are not numbers: unpack it again.")
-    return torch.from_numpy(array + shift).float()
+    result = torch.from_numpy(array + shift).float()
+    require(result.isfinite().all(), f"'{path}' holds points that are not numbers: unpack it again.")
+    return result
 
 
 def read_pts(path: Path) -> Tensor:
@@ -96,15 +103,13 @@ def read_pts(path: Path) -> Tensor:
 def read_mat(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     """The named arrays of a MATLAB file, of the given shapes."""
     require(path.is_file(), f"There is no '{path}': unpack all parts of the set.")
-    try:
-        content = scipy.io.loadmat(path)
-        arrays = {name: np.asarray(content[name], dtype=np.float64) for name in shapes}
-    except Exception as error:  # damage shows in many ways
-        raise DatasetError(f"'{path}' lacks {', '.join(shapes)} or is damaged ({error}).") from error
+    problem = f"it lacks {', '.join(shapes)} or is damaged, unpack the set again"
+    arrays = read_matlab(path, tuple(shapes), problem, DatasetError)
+    require(set(arrays) == set(shapes), f"'{path}': {problem}.")
     for name, shape in shapes.items():
         found = arrays[name].shape
         require(found == shape, f"'{path}': {name} has the shape {found} instead of {shape}.")
-    return arrays
+    return {name: array.astype(np.float64) for name, array in arrays.items()}
 
 
 @lru_cache(maxsize=8)
@@ -127,7 +132,8 @@ def read_scan(path: Path, mm: float | None = None) -> tuple[Tensor, Tensor, floa
     except ValueError as error:
         raise DatasetError(f"'{path}' is not a complete OBJ file: unpack it again.") from error
     triangles = torch.tensor(faces).reshape(-1, 3)
-    whole = len(faces) and triangles.min() >= 0 and triangles.max() < len(points) and points.isfinite().all()
+    finite = points.float().isfinite().all()
+    whole = len(faces) and triangles.min() >= 0 and triangles.max() < len(points) and finite
     require(whole, f"'{path}' is cut off or damaged: its faces do not fit its {len(points)} vertices.")
     height = float(points[:, 1].max() - points[:, 1].min())
     low, high = HEIGHT_MM

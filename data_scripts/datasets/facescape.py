@@ -16,17 +16,16 @@ Checked: layout, params.json and the alignment against the authors' documents, i
         lengths are averaged.
 """
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from facelab import files
 from facelab.camera import PerspectiveCamera
 from facelab.errors import DatasetError
 from facelab.photos import load_photo
@@ -42,12 +41,7 @@ TO_OPENGL = np.diag([1.0, -1.0, -1.0])
 @lru_cache(maxsize=4)
 def read_json(path: Path) -> dict[str, Any]:
     """A dictionary."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"'{path}' is not a complete JSON file: unpack it again.") from error
-    require(isinstance(content, dict), f"'{path}' does not hold a dictionary: it is another file.")
-    return dict(content)
+    return files.read_json(path, f"'{path}' is not a complete JSON file; unpack it again", DatasetError)
 
 
 def undistort(image: Tensor, k: np.ndarray, distortion: np.ndarray) -> Tensor:
@@ -81,11 +75,9 @@ def read(folder: str | Path) -> Records:
     images = place(folder, ("fsmview_images",), PAGE)
     alignment = read_json(place(folder, ("Rt_scale_dict.json",), "the toolkit's predef folder"))
     indices = place(folder, ("landmark_indices.npz",), "the toolkit's predef folder")
-    try:
-        with np.load(indices, allow_pickle=False) as file:
-            vertices = np.asarray(file["v10"], dtype=np.int64).reshape(-1)
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise DatasetError(f"'{indices}' lacks the plain array v10: get the toolkit's file again.") from error
+    problem = f"'{indices}' lacks the plain array v10; get the toolkit's file again"
+    with files.guarded(problem, DatasetError):
+        vertices = files.read_npz(indices, problem, DatasetError)["v10"].astype(np.int64).reshape(-1)
     require(len(vertices) == 68, f"'{indices}' holds {len(vertices)} landmarks instead of 68.")
     views = []
     for parameters in by_number(list(images.glob("*/*/params.json"))):

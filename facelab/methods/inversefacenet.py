@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from facelab.camera import PerspectiveCamera
 from facelab.distributions import EXPRESSION_UNIT, LIMITS_DEGREES, InverseFaceNetDistribution
 from facelab.errors import ModelFileError, ParameterError
+from facelab.files import sha256_of
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
-from facelab.photo_folders import sha256_of
 from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_face
 from facelab.records import Reconstruction
 from facelab.training import load_checkpoint

@@ -26,13 +26,13 @@ from facelab.camera import PerspectiveCamera
 from facelab.colour import linear_to_srgb
 from facelab.distributions import LIGHT_UNIT
 from facelab.errors import ModelFileError, ParameterError
+from facelab.files import sha256_of
 from facelab.geometry import euler_to_matrix, vertex_normals
 from facelab.illumination import SphericalHarmonicsLight
 from facelab.image_formation import VertexPicture, shade_vertices
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import Small, encoder, last_layer, load_pretrained
 from facelab.parameters import ParameterLayout
-from facelab.photo_folders import sha256_of
 from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_face
 from facelab.records import Reconstruction
 from facelab.training import load_checkpoint

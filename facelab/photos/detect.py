@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from facelab.errors import FaceIndexError, ImageTooSmallError, ModelFileError, NoFaceError
+from facelab.files import guarded
 from facelab.photos.crop import share_outside
-from facelab.photos.guard import guarded
 from facelab.photos.load import check_image
 from facelab.third_party import dlib_file
 
