@@ -263,8 +263,8 @@ def finish(parts: Parts) -> MorphableModel:
         "A landmark is on a triangle that is not there.",
     )
     require(
-        all(weights.shape == (3,) and np.isfinite(weights).all() for _, weights in known.values()),
-        "A landmark has weights that are not three numbers.",
+        all(weights.shape == (3,) and np.abs(weights).max() < 3 for _, weights in known.values()),
+        "A landmark has weights that are no barycentric coordinates.",
     )
     known = complete(known, mean, triangles)
     points = np.stack(list(landmark_points(known, mean, triangles).values()))

@@ -43,12 +43,16 @@ def read_checked(path: Path, must_have_digest: bool) -> tuple[dict[str, Tensor],
         raise ModelFileError(f"{beside(path)} is missing; restore it from the repository.")
     tensors = read_tensors(data, problem)
     with guarded(problem, ModelFileError):
-        (length,) = struct.unpack_from("<Q", data)
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-        header = json.loads(metadata.get("facelab", "{}"))
-        if not all(isinstance(text, str) for entry in header.items() for text in entry):
-            raise TypeError("its header is not text")
-    return tensors, header
+        return tensors, _read_header(data)
+
+
+def _read_header(data: bytes) -> dict[str, str]:
+    (length,) = struct.unpack_from("<Q", data)
+    metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    header = dict(json.loads(metadata.get("facelab", "{}")))
+    if not all(isinstance(text, str) for entry in header.items() for text in entry):
+        raise TypeError("its header is not text")
+    return header
 
 
 def decode(tensors: dict[str, Tensor], name: str, rows: int | None = None) -> Tensor:

@@ -67,19 +67,6 @@ class Outcome:
     failure: str | None = None
     """why there are no values"""
 
-    @classmethod
-    def read(cls, content: Any) -> "Outcome":
-        """From the dictionary that `asdict` makes. ValueError, TypeError or AttributeError for others."""
-        outcome = cls(**content)
-        numbers = [outcome.milliseconds, *outcome.values.values()]
-        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-            raise ValueError("a value is no finite number")
-        texts = [outcome.name, *outcome.values, *outcome.groups, *outcome.groups.values()]
-        texts += [] if outcome.failure is None else [outcome.failure]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("a name is no text")
-        return outcome
-
 
 @dataclass(frozen=True)
 class Row:
@@ -210,12 +197,25 @@ def _resume(log: Path, settings: dict[str, Any]) -> list[Outcome]:
             raise ParameterError(
                 f"'{log}' is of a run with other settings: delete it or give another folder."
             )
-        outcomes = [Outcome.read(json.loads(line)) for line in lines[1:-1]]
+        outcomes = [_outcome(json.loads(line)) for line in lines[1:-1]]
         if len({outcome.name for outcome in outcomes}) < len(outcomes):
             raise ValueError("a picture is there twice")
     if lines[-1]:  # what follows the last newline was cut off in writing
         write_whole({log: "\n".join(lines[:-1]) + "\n"})
     return outcomes
+
+
+def _outcome(content: dict[str, Any]) -> Outcome:
+    """From the dictionary that `asdict` makes. Raises ValueError, TypeError or AttributeError for others."""
+    outcome = Outcome(**content)
+    numbers = [outcome.milliseconds, *outcome.values.values()]
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        raise ValueError("a value is no finite number")
+    texts = [outcome.name, *outcome.values, *outcome.groups, *outcome.groups.values()]
+    texts += [] if outcome.failure is None else [outcome.failure]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name is no text")
+    return outcome
 
 
 def _circumstances() -> tuple[str, str, str, str, str]:
@@ -274,7 +274,7 @@ def _read_row(path: Path) -> Row:
     problem = f"'{path}' is no row of the scoreboard; delete it"
     content = read_json(path, problem, ParameterError)
     with guarded(problem, ParameterError):
-        outcomes = [Outcome.read(outcome) for outcome in content.pop("outcomes")]
+        outcomes = [_outcome(outcome) for outcome in content.pop("outcomes")]
         row = Row(**{f.name: content[f.name] for f in fields(Row) if f.name != "outcomes"}, outcomes=outcomes)
         texts = [value for name, value in vars(row).items() if name not in ("seed", "outcomes")]
         if not all(isinstance(text, str) for text in texts) or not isinstance(row.seed, int):
