@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import importlib.util
 import io
@@ -10,6 +11,7 @@ import os
 import re
 import shlex
 import subprocess
+import symtable
 import sys
 from pathlib import Path
 from typing import Any
@@ -260,3 +262,53 @@ def test_every_link_leads_to_a_file_that_jupyterlab_serves() -> None:
         target = (page.parent / unquote(link)).resolve()
         assert page.is_relative_to(root) and target.is_relative_to(root), f"{page.name}: {link} is not served"
         assert target.exists(), f"{page.name}: {link} leads nowhere"
+
+
+def made_by(source: str) -> tuple[set[str], set[str], set[str]]:
+    """Of a cell: the names that it binds; those that are functions, classes or imports; those that hold a
+    random generator or are functions that draw from one."""
+    table = symtable.symtable(source, "cell", "exec")
+    symbols = {symbol.get_name(): symbol for symbol in table.get_symbols()}
+    bound = {n for n, s in symbols.items() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    tools = {n for n, s in symbols.items() if s.is_imported() or s.is_namespace()}
+    pairs = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            target, value = node.targets[0], node.value
+            both = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+            pairs += zip(target.elts, value.elts) if both else [(target, value)]
+    random = {ast.unparse(target) for target, value in pairs if GENERATOR.search(ast.unparse(value))}
+    random |= {child.get_name() for child in table.get_children() if read_by(child) & random}
+    return bound, tools, random
+
+
+def read_by(table: symtable.SymbolTable) -> set[str]:
+    """The notebook's names that a cell or a function reads, at any depth."""
+    top = table.get_type() == "module"
+    own = {s.get_name() for s in table.get_symbols() if s.is_referenced() and (top or s.is_global())}
+    return own.union(*map(read_by, table.get_children()))
+
+
+GENERATOR = re.compile(r"(manual_seed|default_rng|Generator)\([^()]*\)$")
+DRAWS = "g = torch.Generator().manual_seed(SEED)\ndef draw():\n    return torch.rand(3, generator=g)"
+
+
+def test_what_is_made_by_a_cell_is_seen() -> None:
+    bound, tools, random = made_by(DRAWS)
+    assert bound == {"g", "draw"} and tools == {"draw"} and random == {"g", "draw"}
+    assert made_by("x, g = 1, np.random.default_rng(SEED)\nimport a.b")[1:] == ({"a"}, {"g"})
+    assert made_by("def f(generator):\n    return torch.rand(3, generator=generator)")[2] == set()
+
+
+@pytest.mark.parametrize("master", MASTERS, ids=NAMES)
+def test_cells_can_be_run_again_in_any_order(master: Path) -> None:
+    """No cell draws from another's generator, and none takes a function's or a module's name for something
+    else; with that, a cell above would do other things than before."""
+    code = [cell.source for cell in build.to_notebook(master).cells if cell.cell_type == "code"]
+    made = [made_by(source) for source in code]
+    for i, (_, tools, random) in enumerate(made):
+        for j, source in enumerate(code):
+            if i != j:
+                assert not tools & made[j][0], f"{tools & made[j][0]} is made anew by the cell\n{source}"
+                foreign = random & read_by(symtable.symtable(source, "cell", "exec")) - made[j][0]
+                assert not foreign, f"draws from the {foreign} of another cell:\n{source}"

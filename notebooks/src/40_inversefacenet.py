@@ -101,8 +101,11 @@ print(layout, "->", layout.size)
 
 
 # %% [markdown]
-# Section 5 of the paper prescribes the distribution $P(\theta)$, every part independent of the others (Eq.
-# 5). It fits in a few lines:
+# Section 5 of the paper prescribes the distribution, every part independent of the others (Eq. 5):
+#
+# $$P(\theta) = P(R)\,P(\theta^{[s]})\,P(\theta^{[e]})\,P(\theta^{[r]})\,P(\theta^{[i]}).$$
+#
+# It fits in a few lines:
 
 
 # %%

@@ -691,7 +691,7 @@ for group in ("light", "medium", "dark"):
 
 # %% [markdown]
 # With 60 pictures: black is what light faces would be charged anyway; dark ones look a level better than if
-# all were charged alike. Dark and light are then 3.6 levels apart instead of 2.5: the measure hides a third
+# all were charged alike. Dark and light are then 3.7 levels apart instead of 2.5: the measure hides a third
 # of the difference between the groups. Dark faces have more bare pixels, too. We keep the measure, which is
 # InverseFaceNet's, and say so; `mask_iou_percent` stands beside it, and so do the groups above.
 #
