@@ -177,8 +177,9 @@ def model_tensors(
     `levels` are of the mean face, `references` of the one on which landmarks were found.
     """
     cage = shape.cage
-    basis, basis_scale = quantise(albedo.basis)
-    details, details_scale = quantise(albedo.details)
+    rows = len(levels[1].vertices)  # finer ones are interpolated when the file is read
+    basis, basis_scale = quantise(albedo.basis[:, :rows])
+    details, details_scale = quantise(albedo.details[:, :rows])
     tensors: dict[str, NDArray[np.generic]] = {
         "mean": shape.mean,
         "identity_basis": shape.identity_basis.astype(np.float16),
@@ -191,7 +192,7 @@ def model_tensors(
         "uv": cage.uv,
         "uv_quads": cage.uv_quads.astype(np.int16),
         "mirror": levels[-1].mirror.astype(np.uint16),
-        "albedo_mean": albedo.mean.astype(np.float16),
+        "albedo_mean": albedo.mean[:rows].astype(np.float16),
         "albedo_basis": basis,
         "albedo_basis.scale": basis_scale,
         "albedo_sigma": np.sqrt((albedo.basis**2).mean((1, 2))),

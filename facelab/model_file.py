@@ -1,12 +1,13 @@
 """The file of a face model: safetensors with a SHA-256 beside it, and how the shipped one is unpacked.
 
-The shipped model keeps its shape bases on a coarse quad mesh as 16-bit floats and its albedo on the finest
-level's vertices as 8-bit numbers with scales, a tenth of the size of the tensors that are used.
+The shipped model keeps its shape bases on a coarse quad mesh as 16-bit floats and its albedo on the vertices
+of the next level as 8-bit numbers with scales, a fortieth of the size of the finest level's tensors.
 """
 
 import hashlib
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,21 @@ def decode(tensors: dict[str, Tensor], name: str, rows: int | None = None) -> Te
     return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
+def between(values: Tensor, steps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Values (K, V, C) of a coarse level's vertices on the finest: means on edges and faces, others stay.
+
+    `steps` are (edges (E, 2), quads (Q, 4)) of each coarser level; those whose vertices have values already
+    are passed over.
+    """
+    for edges, quads in steps:
+        coarse = int(quads.max()) + 1
+        if values.shape[1] == coarse:
+            first, second = (values[:, edges[:, k]] for k in range(2))
+            a, b, c, d = (values[:, quads[:, k]] for k in range(4))  # a mirrored quad gives the same sum
+            values = torch.cat([values, (first + second) / 2, ((a + c) + (b + d)) / 4], 1)
+    return values
+
+
 def refine(tensors: dict[str, Tensor], subdivisions: int) -> dict[str, Any]:
     """The shipped model at one level of detail: subdivide cage and UV, pick the level's index tables."""
     if subdivisions not in (0, 1, 2):
@@ -73,8 +89,10 @@ def refine(tensors: dict[str, Tensor], subdivisions: int) -> dict[str, Any]:
     shape = torch.cat([tensors["mean"][None], tensors["identity_basis"], tensors["expression_basis"]])
     columns = shape.double().permute(1, 0, 2).flatten(1).numpy()
     uv = tensors["uv"].double().numpy()
+    steps = []
     for _ in range(subdivisions):
         fine, fine_uv = catmull_clark(quads, len(columns)), catmull_clark(uv_quads, len(uv))
+        steps.append((torch.from_numpy(fine.edges), torch.from_numpy(quads)))
         columns, quads = fine.matrix @ columns, fine.quads
         uv, uv_quads = fine_uv.matrix @ uv, fine_uv.quads
     shape = torch.from_numpy(columns).float().unflatten(1, (len(shape), 3)).permute(1, 0, 2).contiguous()
@@ -88,13 +106,13 @@ def refine(tensors: dict[str, Tensor], subdivisions: int) -> dict[str, Any]:
         "uv_triangles": torch.from_numpy(triangulate(uv_quads)),
         "triangle_region": tensors["quad_region"].repeat_interleave(2 * 4**subdivisions),
         "mirror": decode(tensors, "mirror")[:v],
-        "albedo_mean": decode(tensors, "albedo_mean")[:v],
+        "albedo_mean": between(decode(tensors, "albedo_mean")[None, :v], steps)[0],
     }
     sigmas = ("identity_sigma", "expression_sigma", "albedo_sigma")
     for name in (*sigmas, "actions", "people_identity", "people_albedo"):
         parts[name] = decode(tensors, name)
     for name in ("albedo_basis", "details"):
-        parts[name] = decode(tensors, name, v)
+        parts[name] = between(decode(tensors, name, v), steps)
     for name in ("mouth_cap", "landmark_triangles", "landmark_weights", "contour_rows"):
         parts[name] = decode(tensors, f"{name}.{subdivisions}")
     return parts

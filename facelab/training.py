@@ -31,6 +31,7 @@ from facelab.errors import DivergenceError, ModelFileError, ParameterError
 from facelab.files import as_json, guarded, read_json, read_tensors, replacing, write_whole
 
 CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"
+SCALE, SMALL = ".scale", 4096  # of rows kept as 8-bit numbers; tensors that are not worth it
 WINDOW = 20  # steps between two looks at the loss: each makes a GPU wait
 
 
@@ -207,15 +208,27 @@ def batch_indices(
 
 
 def save_checkpoint(path: str | Path, network: nn.Module, card: dict[str, Any]) -> None:
-    """Weights as float16 safetensors, and beside them a JSON card: how they came about, and their SHA-256."""
+    """Weights as safetensors, and beside them a JSON card: how they came about, and their SHA-256.
+
+    Large matrices and kernels are kept as 8-bit numbers with one scale a row (output channel), which rounds
+    them by 1/254 of the row's largest at most; everything else as 16-bit floats.
+    Raises ParameterError for weights that are not finite as such, OutputError.
+    """
     path = Path(path)
-    weights = {
-        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
-        for name, value in network.state_dict().items()
-    }
-    bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        raise ParameterError(f"The weights of {bad[0]} are not finite as 16-bit numbers; nothing is saved.")
+    weights: dict[str, Tensor] = {}
+    for name, value in network.state_dict().items():
+        kept = value.detach().cpu()
+        if not kept.is_floating_point():
+            weights[name] = kept.contiguous()
+            continue
+        if not bool(torch.isfinite(kept.half()).all()):
+            raise ParameterError(f"The weights of {name} are not finite as 16-bit numbers; nothing is saved.")
+        if kept.ndim < 2 or kept.numel() < SMALL:
+            weights[name] = kept.half().contiguous()
+            continue
+        scale = kept.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+        rows = kept.float() / scale.view(-1, *[1] * (kept.ndim - 1))
+        weights |= {name: rows.round().to(torch.int8).contiguous(), name + SCALE: scale}
     data = save(weights)
     card = card | {"sha256": hashlib.sha256(data).hexdigest()}
     write_whole({path: data, path.with_suffix(".json"): as_json(card)})
@@ -236,4 +249,8 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     if hashlib.sha256(data).hexdigest() != card.get("sha256"):
         raise ModelFileError(f"'{path}' is damaged or was changed: its SHA-256 is not the card's.")
     weights = read_tensors(data, problem)
+    with guarded(problem, ModelFileError):
+        for name in [name for name in weights if name.endswith(SCALE)]:
+            scale, rows = weights.pop(name), weights[name.removesuffix(SCALE)]
+            weights[name.removesuffix(SCALE)] = rows.float() * scale.view(-1, *[1] * (rows.ndim - 1))
     return {n: v.float() if v.is_floating_point() else v for n, v in weights.items()}, card

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch.autograd import gradcheck
 
 from facelab.errors import ModelFileError, ParameterError
@@ -347,6 +348,33 @@ def test_save_and_load(cage: MorphableModel, tiny: MorphableModel, tmp_path: Pat
         assert (back.name, back.regions, back.action_names) == (model.name, model.regions, model.action_names)
         back.save(tmp_path / "again.safetensors")
         assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_skins_live_on_the_middle_level(levels: list[MorphableModel], tmp_path: Path) -> None:
+    data = DEFAULT_MODEL.read_bytes()
+    tensors = load(data)
+    rows = len(levels[1].mean)
+    for name in ("albedo_mean", "albedo_basis", "details"):
+        axis = 0 if name == "albedo_mean" else 1
+        tensors[name] = tensors[name].narrow(axis, 0, rows).clone()
+    length = int.from_bytes(data[:8], "little")
+    about = json.loads(data[8 : 8 + length])["__metadata__"]
+    (tmp_path / "small.safetensors").write_bytes(save(tensors, about))
+    for level, usual in enumerate(levels):
+        small = MorphableModel.load(tmp_path / "small.safetensors", level)
+        for name in ("albedo_mean", "albedo_basis", "details"):
+            values, known = getattr(small, name), getattr(usual, name)
+            assert values.shape == known.shape
+            assert torch.equal(values[..., :rows, :], known[..., :rows, :])
+            flip = values[..., small.mirror, :]
+            if name == "albedo_mean":
+                assert torch.equal(flip, values), "mirror-symmetric to the last bit"
+    quads = catmull_clark(load(data)["quads"].numpy(), len(levels[0].mean)).quads
+    fine = catmull_clark(quads, rows)
+    middle, finest = levels[1].albedo_mean, MorphableModel.load(tmp_path / "small.safetensors", 2).albedo_mean
+    edges = middle[torch.from_numpy(fine.edges)].mean(1)
+    faces = middle[torch.from_numpy(quads)].mean(1)
+    torch.testing.assert_close(finest, torch.cat([middle, edges, faces]))
 
 
 def test_damaged_files(tmp_path: Path) -> None:

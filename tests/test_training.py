@@ -141,6 +141,28 @@ assert abs(float(network.module.weight) + 1.5) < 1e-6, float(network.module.weig
 """
 
 
+def test_large_matrices_are_kept_in_eight_bits_a_row(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(3, 200, 3), nn.Linear(100, 90), nn.BatchNorm1d(7))
+    with torch.no_grad():
+        network[1].weight *= torch.logspace(-4, 2, 90)[:, None]  # each row has its own scale
+        network[1].weight[5] = 0
+    save_checkpoint(path := tmp_path / "net.safetensors", network, {})
+    read, _ = load_checkpoint(path)
+    known = network.state_dict()
+    size = sum(p.numel() for p in network.parameters())
+    assert set(read) == set(known) and path.stat().st_size < 1.3 * size
+    for name, value in known.items():
+        rows = value.float().reshape(len(value), -1) if value.ndim else value.float().reshape(1, 1)
+        allowed = rows.abs().amax(1, keepdim=True) / 253 + 1e-12 if value.ndim > 1 else 1e-3 * rows.abs()
+        assert ((read[name].float().reshape(rows.shape) - rows).abs() <= allowed).all(), name
+    again = nn.Sequential(nn.Conv2d(3, 200, 3), nn.Linear(100, 90), nn.BatchNorm1d(7))
+    again.load_state_dict(read)
+    save_checkpoint(tmp_path / "again.safetensors", again, {})
+    for name, value in load_checkpoint(tmp_path / "again.safetensors")[0].items():
+        torch.testing.assert_close(value, read[name], rtol=1e-3, atol=1e-9)
+
+
 def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
     """Examples 0..3 between two processes: the gradient is their mean, 1.5, in both."""
     (tmp_path / "script.py").write_text(SCRIPT)
