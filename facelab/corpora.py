@@ -286,7 +286,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path, problem, CorpusError)
     with guarded(problem, CorpusError):
         shards, count, each = (manifest[name] for name in ("shards", "count", "images_per_shard"))
-        sizes = [manifest["spec"]["size"], count, each, *manifest["layout"].values()]
+        sizes = [manifest["spec"]["size"], count, each, manifest["format"], *manifest["layout"].values()]
         if not all(type(size) is int and size >= 0 for size in sizes) or min(sizes[:3]) < 1:
             raise ValueError("its sizes are not whole numbers")
         names = [f"shard_{k:06d}.safetensors" for k in range(-(-count // each))]

@@ -149,6 +149,9 @@ class MorphableModel:
                     f"The face model's {name!r} has shape {tuple(tensor.shape)} instead of {wanted}; "
                     "build or convert the model again."
                 )
+        for one, other in (("landmark_triangles", "landmark_weights"), ("uv", "uv_triangles")):
+            if (getattr(self, one).numel() == 0) != (getattr(self, other).numel() == 0):
+                raise ModelFileError(f"The face model has only one of {one!r} and {other!r}; build it again.")
         limits = {"triangles": v, "mouth_cap": v, "mirror": v, "landmark_triangles": t, "contour_rows": v}
         limits["uv_triangles"] = len(self.uv)
         for name, limit in limits.items():

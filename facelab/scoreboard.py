@@ -209,8 +209,8 @@ def _outcome(content: dict[str, Any]) -> Outcome:
     """From the dictionary that `asdict` makes. Raises ValueError, TypeError or AttributeError for others."""
     outcome = Outcome(**content)
     numbers = [outcome.milliseconds, *outcome.values.values()]
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise ValueError("a value is no finite number")
+    if not all(isinstance(number, int | float) and abs(number) < 1e12 for number in numbers):
+        raise ValueError("a value is no finite number of a sensible size")
     texts = [outcome.name, *outcome.values, *outcome.groups, *outcome.groups.values()]
     texts += [] if outcome.failure is None else [outcome.failure]
     if not all(isinstance(text, str) for text in texts):
