@@ -1,10 +1,11 @@
 """Does the face model measure like people? Calipers on its mesh, ratios in frontal pictures, skin colours.
 
-    python benchmarks/calipers.py [--model FILE] [--photos FOLDER] [--people 2000] [--seed 0]
+    python benchmarks/calipers.py [--model FILE] [--before FILE] [--photos FOLDER] [--people 2000] [--seed 0]
 
 The norms and their sources are in data_scripts/anthropometry.json. A shift is the model's mean less people's
 in their standard deviations; a spread is the model's standard deviation over people's. --photos measures the
 ratios anew in a folder with landmarks68.npz (`landmarks` (N, 68, 2)) instead of taking the table's.
+--before measures another model in the same way, beside it.
 Prints the tables; writes calipers.json and calipers.md under benchmarks/results/.
 """
 
@@ -35,7 +36,6 @@ from anthropometry import (
     pooled_norm,
     portrait,
     read_table,
-    table,
 )
 from pigment import individual_typology_angle_degrees, linear_rgb_to_lab
 from uv_maps import vertex_normals
@@ -92,11 +92,62 @@ def photograph_norms(folder: Path) -> tuple[int, Callable[[str], Norm]]:
     return len(marks), norm
 
 
+def measure_everything(
+    file: Path | None, people: int, seed: int, norms: dict, ratio_norm: Callable[[str], Norm]
+) -> dict[str, Any]:
+    """Rows of calipers and ratios, and quantiles of the skin's colours, of one model file."""
+    model = MorphableModel.load(file, subdivisions=1)
+    drawn = model.sample(people, torch.Generator().manual_seed(seed))
+    measures, marks = measure_model(model, drawn["identity"])
+    calipers = [compare(n, v, norm) for n, v in measures.items() if (norm := pooled_norm(norms, n))]
+    ratios = [compare(n, v, ratio_norm(n)) for n, v in photograph_ratios(portrait(marks)).items()]
+    skin = {"quantiles": list(QUANTILES), **skin_colours(model, drawn["albedo"])}
+    return {"calipers": [asdict(r) for r in calipers], "ratios": [asdict(r) for r in ratios], "skin": skin}
+
+
+def report(results: dict[str, dict[str, Any]], run: dict[str, Any]) -> str:
+    """Markdown of `measure_everything` for each name; the norms are the same for all."""
+
+    def markdown(lines: list[list[str]]) -> str:
+        lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def beside(kind: str, digits: int) -> str:
+        head = ["measure", "people"] + [h for name in results for h in (name, "shift / sd", "spread")]
+        lines = [head]
+        for rows in zip(*(result[kind] for result in results.values())):
+            line = [
+                rows[0]["measure"],
+                f"{rows[0]['people_mean']:.{digits}f} ± {rows[0]['people_sd']:.{digits}f}",
+            ]
+            for row in rows:
+                line += [f"{row['model_mean']:.{digits}f} ± {row['model_sd']:.{digits}f}"]
+                line += [f"{row['shift']:+.2f}", f"{row['spread']:.2f}"]
+            lines.append(line)
+        return markdown(lines)
+
+    skin = [["quantile / %", *map(str, QUANTILES)]]
+    for name, result in results.items():
+        values = {key: row for key, row in result["skin"].items() if key != "quantiles"}
+        skin += [[f"{key}, {name}", *(f"{value:.1f}" for value in row)] for key, row in values.items()]
+    people, photographs = run["people"], run["photographs"]
+    return "\n\n".join([
+        f"{people} sampled people, neutral, calipers in mm (people: three groups and two sexes, equally):",
+        beside("calipers", 1),
+        f"Frontal pictures, over the outer canthal distance ({photographs} photographs):",
+        beside("ratios", 3),
+        "Mean skin of the face, CIELAB under D65:",
+        markdown(skin),
+        ", ".join(f"{key} {value}" for key, value in run.items()) + "\n",
+    ])  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, help="a model file; default: the shipped one")
+    parser.add_argument("--before", type=Path, help="another model file, measured beside it")
     parser.add_argument(
         "--photos", type=Path, help="folder with landmarks68.npz; default: the table's ratios"
     )
@@ -105,35 +156,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
 
-    model, norms = MorphableModel.load(arguments.model, subdivisions=1), read_table()
-    drawn = model.sample(arguments.people, torch.Generator().manual_seed(arguments.seed))
-    measures, marks = measure_model(model, drawn["identity"])
-    calipers = [compare(n, v, norm) for n, v in measures.items() if (norm := pooled_norm(norms, n))]
+    norms = read_table()
     photos, ratio_norm = norms["photograph_ratios"]["n"], lambda name: photograph_norm(norms, name)
     if arguments.photos:
         photos, ratio_norm = photograph_norms(arguments.photos)
-    ratios = [compare(n, v, ratio_norm(n)) for n, v in photograph_ratios(portrait(marks)).items()]
-    colours = skin_colours(model, drawn["albedo"])
-
-    lines = [["quantile / %", *map(str, QUANTILES)], ["---"] * (len(QUANTILES) + 1)]
-    lines += [[name, *(f"{value:.1f}" for value in values)] for name, values in colours.items()]
-    skin = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    files = {"model": arguments.model} | ({"before": arguments.before} if arguments.before else {})
+    results = {
+        name: measure_everything(file, arguments.people, arguments.seed, norms, ratio_norm)
+        for name, file in files.items()
+    }
     run: dict[str, Any] = describe_run(arguments.seed) | {"people": arguments.people, "photographs": photos}
-    text = (
-        f"{arguments.people} sampled people, neutral, calipers in mm (people: equal shares of three groups "
-        f"and two sexes):\n\n{table(calipers, 1)}\n\nFrontal pictures, over the outer canthal distance "
-        f"({photos} photographs):\n\n{table(ratios, 3)}\n\nMean skin of the face, CIELAB under D65:\n\n"
-        f"{skin}\n\n{', '.join(f'{key} {value}' for key, value in run.items())}\n"
-    )
+    text = report(results, run)
     print(text)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {
-        "run": run,
-        "calipers": [asdict(row) for row in calipers],
-        "ratios": [asdict(row) for row in ratios],
-    }
-    result["skin"] = {"quantiles": list(QUANTILES), **colours}
-    (arguments.out / "calipers.json").write_text(json.dumps(result, indent=1) + "\n")
+    (arguments.out / "calipers.json").write_text(json.dumps({"run": run} | results, indent=1) + "\n")
     (arguments.out / "calipers.md").write_text(text)
 
 

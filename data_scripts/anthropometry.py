@@ -36,7 +36,7 @@ DISTANCES = {
 }
 LID_ARC = 9 / 8  # an arc's height in the middle, over that at its thirds, where the lids' landmarks are
 # mm that calipers reach beyond where annotators click: the corners of the lids, the underside of the chin.
-BEYOND_CLICKS = {"fissure_length": 0.8, "outer_canthal": 1.6, "face_height": 2.5}
+BEYOND_CLICKS = {"fissure_length": 0.8, "outer_canthal": 1.6, "face_height": 3.5}
 MEASURES = (*DISTANCES, "nose_protrusion", "nose_width", "face_width", "pupil_distance")
 
 

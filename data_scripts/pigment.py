@@ -43,7 +43,7 @@ HAEMOGLOBIN_MOLAR_MASS = 64500.0
 BLOOD_OXYGEN_SATURATION = 0.75
 
 EUMELANIN_AT_500 = 678.0  # Jacques 1998: 6.6e11 * 500**-3.33
-EUMELANIN_SLOPE = 3.0  # flatter than Jacques' 3.33, which turns dark skin orange; 2.5 leaves brown skin grey
+EUMELANIN_SLOPE = 2.75  # flatter than Jacques' 3.33, which turns dark skin orange; 2.5 leaves brown skin grey
 EPIDERMIS_CM = 0.006
 EPIDERMIS_PATH = 2.0  # diffuse light crosses a layer obliquely: twice the thickness on average, each way
 INTERNAL_REFLECTION = 3.25  # (1 + r) / (1 - r) with r = 0.53, tissue of index 1.4 against air

@@ -53,7 +53,7 @@ Ints = NDArray[np.int64]
 # the lids are open is taken from photographs: who is measured opens the eyes wide.
 MATCHED = tuple(name for name in MEASURES if name not in ("outer_canthal", "fissure_height"))
 # Annotators of photographs click this far from where calipers touch; halfway is taken.
-CLICKED = {"inner_canthal": 1.4, "fissure_length": -0.5, "face_height": -4.0}
+CLICKED = {"inner_canthal": 1.4, "fissure_length": -0.5, "face_height": -2.4, "mouth_width": 0.8}
 # Ratios to the outer canthal distance; share of the photographs' spread that is people, not pose or clicks.
 FROM_PHOTOGRAPHS = {
     "eyes to mouth": 0.8,
@@ -62,9 +62,9 @@ FROM_PHOTOGRAPHS = {
     "brow gap": 0.75,
     "brow width": 0.95,
     "eye height": 0.75,
-    "lip height": 0.7,
+    "lip height": 0.8,
 }
-AT_REST = {"eye height": 1.12}  # over the mean of photographs, where most people smile
+AT_REST = {"eye height": 1.1}  # over the mean of photographs, where most people smile
 # What goes with a ratio: the measure, and how it is correlated with it. A long nose has a mouth below it.
 COMPANIONS = {"eyes to mouth": ("nose_height", 0.7), "jaw width": ("face_width", 0.6)}
 EXPECTED_SPREAD = {"fissure_length": 1.9}  # mm, where a group's sources give none
