@@ -987,11 +987,11 @@ for test_set in ("in_model", "outside"):
     numbers |= {f"{test_set}_components_first": first, f"{test_set}_components_later": later}
 
 # %% [markdown]
-# (Preset `quick`, seed 0, 58 and 38 faces.) The gap between the two sets is 0.7 mm, and neither dlib nor the
-# renderer has to do with it: it is 0.72, 0.77 and 0.74 mm in the first three rows. Half of it goes when
-# everybody gets a stranger's skin. On `in_model` the true skin tells of the true shape (without it 1.93 mm
-# become 2.15); on `outside`, where another program paints the skins, it misleads (2.67 become 2.54). With
-# shapes that the model has, 2.36 and 2.09 mm are left. These people are less likely ones: their components
+# (Preset `quick`, seed 0, 59 and 38 faces.) The gap between the two sets is 0.7 mm, and neither dlib nor the
+# renderer has to do with it: it is 0.69, 0.76 and 0.73 mm in the first three rows. A third of it goes when
+# everybody gets a stranger's skin. On `in_model` the true skin tells of the true shape (without it 1.94 mm
+# become 2.10); on `outside`, where another program paints the skins, it does not (2.67 become 2.61). With
+# shapes that the model has, 2.44 and 2.08 mm are left. These people are less likely ones: their components
 # are 1.3 to 1.4 times as large as the model's people have them, the later ones above all, which a picture
 # hardly shows.
 #
