@@ -7,7 +7,8 @@ from pathlib import Path
 
 from facelab.scoreboard import Row, load_rows
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
 SETS = ("in_model", "outside", "path_traced")
 COLUMNS = (  # measure, heading, decimals
     ("geometry_mm", "shape, mm", 2),
@@ -37,14 +38,14 @@ def line(row: Row) -> str:
 
 def main() -> None:
     """Replace what stands between the table's marks."""
-    rows = [row for row in load_rows() if row.test_set in SETS and row.method in METHODS]
+    rows = [row for row in load_rows(ROOT / "results") if row.test_set in SETS and row.method in METHODS]
     rows.sort(key=lambda row: (SETS.index(row.test_set), METHODS.index(row.method)))
     headings = " | ".join(heading for _, heading, _ in COLUMNS)
     table = [
         "Medians; shape is the RMSE of corresponding vertices after rigid alignment (true size counts), "
         "identity the cosine",
         "of an independent network (SFace; 1 is best). "
-        f"{rows[0].hardware.split(',')[0]}, one thread, seeds in `results/*.json`, "
+        f"{rows[0].hardware.split(',')[0]}, one thread, seeds in `results/*.csv`, "
         f"{max(row.date for row in rows)}.\n",
         f"| set | method | pictures (failed) | ms | {headings} |",
         "|---|---|---|" + "---:|" * (len(COLUMNS) + 1),

@@ -6,16 +6,23 @@ import datetime
 import os
 import platform
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
 
 
+def commit() -> str:
+    """The repository's commit, short; "unknown" where there is no repository, or no git."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def describe_run(seed: int) -> dict[str, Any]:
     """Hardware, versions, seed, commit and date of this run."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
     processor = platform.machine()
     if torch.cuda.is_available():
         hardware = torch.cuda.get_device_name()
@@ -25,6 +32,6 @@ def describe_run(seed: int) -> dict[str, Any]:
         "hardware": hardware,
         "torch": torch.__version__,
         "seed": seed,
-        "commit": commit,
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }

@@ -20,9 +20,12 @@ from pathlib import Path
 
 import torch
 
-from facelab.scoreboard import RESULTS, Method, evaluate, log_file, markdown, save_row, table
+from facelab.scoreboard import Method, evaluate, log_file, markdown, save_row, table
 from facelab.test_sets import load_test_set
 
+from report import commit
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 BASELINES = ("AverageFace", "LandmarkFitting", "FullFitting")
 SETS = ("in_model", "outside", "path_traced")
 
@@ -63,7 +66,8 @@ def main() -> None:
         records = load_test_set(name, arguments.limit, folder or None)
         label = f"photos_{Path(folder).name}" if name == "photos" else name
         for kind in arguments.method:
-            row = evaluate(make_method(kind), records, label, preset=arguments.preset, folder=arguments.runs)
+            about = {"preset": arguments.preset, "commit": commit()}
+            row = evaluate(make_method(kind), records, label, **about, folder=arguments.runs)
             if arguments.write:
                 save_row(row, arguments.results)
             if not arguments.keep:

@@ -191,7 +191,7 @@ def test_a_kill_leaves_a_whole_file(name: str, tmp_path: Path) -> None:
         else:
             training(tmp_path, 3)  # is read, goes on
     WRITERS[name](tmp_path, 4)
-    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".json", ".ckpt", ".tmp")]
+    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".csv", ".lock", ".ckpt", ".tmp")]
 
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
@@ -206,16 +206,17 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
     training(tmp_path, 3)  # the other's is whole
 
 
-def test_names_that_look_alike_do_not_share_a_file(tmp_path: Path) -> None:
+def test_names_that_look_alike_do_not_share_a_row(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    names = ["MoFA", "MoFA+", "MoFA++", "μοφα", "顔", "顔2", "mofa 2"]
-    for name in names:
-        save_row(replace(a_row(1), method=name), tmp_path)
-    assert sorted(r.method for r in load_rows(tmp_path)) == sorted(names)
-    with pytest.raises(ParameterError, match="'MoFA'"):
-        save_row(replace(a_row(1), method="mofa"), tmp_path)
-    assert sorted(r.method for r in load_rows(tmp_path)) == sorted(names)
+    names = ["MoFA", "mofa", "MoFA+", "μοφα", "顔", "顔2", "mofa 2", 'a "b", c', "two\nlines\r", "\udcff", ""]
+    for test_set in names:
+        for name in names:
+            save_row(replace(a_row(1), method=name, test_set=test_set), tmp_path)
+    found = {(row.test_set, row.method) for row in load_rows(tmp_path)}
+    assert found == {(test_set, name) for test_set in names for name in names}
+    files = [path.name.lower() for path in tmp_path.glob("*.csv")]
+    assert len(set(files)) == len(names), "nor do test sets share a file, also where case is lost"
 
 
 def test_an_evaluation_on_a_full_disk_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

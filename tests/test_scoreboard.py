@@ -1,6 +1,8 @@
 """The scoreboard: worse is worse in every column, failures are counted, and a stopped run goes on."""
 
+import csv
 import json
+import multiprocessing
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -214,7 +216,7 @@ def test_a_stopped_run_goes_on(model: MorphableModel, records: list[FaceRecord],
     with pytest.raises(KeyboardInterrupt):
         stopped = Stopped(model, records, 0.1)
         evaluate(stopped, records, "four", measures=WITHOUT_JUDGE, folder=tmp_path)
-    log = tmp_path / "four__noise_0_1.jsonl"
+    (log,) = tmp_path.glob("four__noise_0_1*.jsonl")
     log.write_text(log.read_text() + '{"name": "face 2", "grou')  # killed while writing
     again = Disturbed(model, records, 0.1)
     row = evaluate(again, records, "four", measures=WITHOUT_JUDGE, folder=tmp_path)
@@ -245,18 +247,66 @@ def a_row(method: str, values: dict[str, list[float | None]], test_set: str = "s
 def test_rows_survive_saving(tmp_path: Path) -> None:
     row = a_row("Full fitting (ours)", {"geometry_mm": [1.0, 2.0, 4.5, None]})
     path = save_row(row, tmp_path / "results")
-    assert path.name == "s__full_fitting_ours.json"
-    assert list(path.parent.iterdir()) == [path], "nothing unfinished is left behind"
+    assert path.name == "s.csv"
+    assert not list(path.parent.glob("*.tmp")), "nothing unfinished is left behind"
     assert load_rows(path.parent) == [row]
-    assert json.loads(path.read_text())["summary"]["geometry_mm"] == {
-        "mean": 2.5, "std": pytest.approx(1.802776), "median": 2.0, "count": 3,
-    }  # fmt: skip
-    newer = replace(row, seed=1)
+    newer, other = replace(row, seed=1), a_row("another", {"albedo": [0.25, 1 / 3, 1e-7, 123456]})
     save_row(newer, tmp_path / "mine")
     assert load_rows(path.parent, tmp_path / "mine") == [newer]
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(ParameterError, match="s__full_fitting_ours"):
-        load_rows(path.parent)
+    save_row(other, path.parent)
+    saved = {r.method: r for r in load_rows(path.parent)}
+    assert saved[row.method] == row, "the other row is as it was"
+    assert saved["another"].values("albedo") == {"p0": 0.25, "p1": 0.3333, "p2": 1e-7, "p3": 123500}
+    assert replace(saved["another"], outcomes=[]) == replace(other, outcomes=[])
+    save_row(newer, path.parent)
+    assert load_rows(path.parent) == [saved["another"], newer]
+
+
+def test_a_saved_row_is_a_table_for_everyone(tmp_path: Path) -> None:
+    path = save_row(a_row("m", {"geometry_mm": [1.0, 2.0, None], "extra": [0.5, None, None]}), tmp_path)
+    with path.open(newline="") as file:
+        about, *lines = csv.DictReader(file)
+    assert json.loads(about["about"])["hardware"] == "a CPU" and json.loads(about["about"])["pictures"] == 3
+    assert [line["picture"] for line in lines] == ["p0", "p1", "p2"]
+    assert lines[0] == {
+        "method": "m", "picture": "p0", "group.skin": "dark", "milliseconds": "0", "geometry_mm": "1",
+        "extra": "0.5", "failure": "", "about": "",
+    }  # fmt: skip
+    assert lines[2]["failure"] == "NoFaceError: none" and lines[2]["geometry_mm"] == ""
+
+
+def test_a_damaged_file_of_rows_is_named(tmp_path: Path) -> None:
+    row = a_row("m", {"geometry_mm": [1.0, 2.0, 4.5, None]})
+    path = save_row(row, tmp_path)
+    data = path.read_bytes()
+    lines = data.splitlines(keepends=True)
+    cut = [data[:n] for n in range(len(lines[0]) + 1, len(data) - 2, 7)] + [b"".join(lines[:-1])]
+    others = [b"", data + lines[-1], data + b"x,y\r\n", data.replace(b",4.5,", b",inf,"), b"\xff" + data]
+    for bad in [*cut, *others]:
+        path.write_bytes(bad)
+        for use in (lambda: load_rows(tmp_path), lambda: save_row(row, tmp_path)):
+            with pytest.raises(ParameterError, match=r"s\.csv.*damaged"):
+                use()
+        assert path.read_bytes() == bad, "what is there is not overwritten"
+    path.unlink()
+    for name in ("method", "milliseconds", "failure", "group.skin"):
+        with pytest.raises(ParameterError, match="name of another column"):
+            save_row(a_row("m", {name: [1.0]}), tmp_path)
+
+
+def save_some(folder: str, method: str) -> None:
+    for seed in range(5):
+        save_row(replace(a_row(method, {"geometry_mm": [1.0] * 20}), seed=seed), folder)
+
+
+def test_two_programs_may_write_to_one_file(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=save_some, args=(str(tmp_path), name)) for name in ("one", "two")]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [(row.method, row.seed) for row in load_rows(tmp_path)] == [("one", 4), ("two", 4)]
 
 
 def test_tables() -> None:

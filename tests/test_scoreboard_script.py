@@ -16,6 +16,7 @@ from facelab.scoreboard import load_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
+sys.path.insert(0, str(ROOT / "benchmarks"))  # as for a script that is run there
 spec = importlib.util.spec_from_file_location("scoreboard_script", ROOT / "benchmarks" / "scoreboard.py")
 assert spec is not None and spec.loader is not None
 script = importlib.util.module_from_spec(spec)

@@ -694,7 +694,8 @@ numbers |= {"colour_own": apart["colours, at the estimate's vertices"],
 # (`outside`) it gains 18 % of the millimetres on the average face, 12 % in shape alone. On photographs in
 # the wild its landmarks are behind the average face with detected landmarks (3.8 against 2.5 % of the
 # diagonal), its colours ahead; training on photographs brought the coarser network to 3.1 %. Before its
-# last 640,000 pictures it had 2.63 mm, 0.055 and 2.2 px (`results/*_mofa_shorter.json`).
+# last 640,000 pictures it had 2.63 mm, 0.055 and 2.2 px ("MoFA, shorter" in
+# [docs/training.md](../docs/training.md)).
 #
 # ## 7 · Two comparisons
 #

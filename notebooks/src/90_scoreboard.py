@@ -44,6 +44,7 @@ from facelab.scoreboard import (
     Row,
     evaluate,
     load_rows,
+    log_file,
     markdown,
     ranking,
     save_row,
@@ -454,7 +455,7 @@ except KeyboardInterrupt:
     print("stopped after", len(log.read_text().splitlines()) - 1, "of", len(small), "pictures")
 mine = [evaluate(method, small, "in_model", preset=PRESET, seed=SEED, folder=out) for method in methods]
 for row in mine:
-    (out / f"in_model__{row.method.replace(' ', '_')}.jsonl").unlink()
+    log_file(row, out).unlink()
 print(mine[0].method, "failed at:", mine[0].failures)
 first = mine[0].outcomes[0]
 print(first.name, first.groups, {k: round(v, 2) for k, v in list(first.values.items())[:5]}, "...")
