@@ -249,7 +249,7 @@ def resume(log: Path, settings: dict[str, Any]) -> list[Outcome]:
             )
         outcomes = [_outcome(json.loads(line)) for line in lines[1:-1]]
         if len({outcome.name for outcome in outcomes}) < len(outcomes):
-            raise ValueError("a picture is there twice")
+            raise ParameterError(f"{problem} (a picture is there twice).")
     if lines[-1]:  # what follows the last newline was cut off in writing
         write_whole({log: "\n".join(lines[:-1]) + "\n"})
     return outcomes
