@@ -92,6 +92,12 @@ class PerspectiveCamera:
         """Unit vectors from points `(..., N, 3)` in camera space towards the camera; zero at the camera."""
         return -normalise(points_camera)
 
+    def rescaled(self, scale: Tensor | float, shift: Tensor) -> Self:
+        """The same camera for a picture whose pixels are scale · x + shift: a crop's, or the photograph's."""
+        scale = torch.as_tensor(scale).to(self.principal)
+        principal = scale[..., None] * self.principal + shift.to(self.principal)
+        return replace(self, focal=scale * self.focal, principal=principal)
+
     def to_opencv(self) -> tuple[Tensor, Tensor, Tensor]:
         """(R, t, K) for OpenCV: x right, y down, z forward, and u = K (R x + t) up to scale.
 
@@ -144,6 +150,12 @@ class WeakPerspectiveCamera:
     def look(self, angles: Tensor | Sequence[float]) -> Self:
         """This camera with the head turned by `angles` `(..., 3)` = (pitch, yaw, roll) in radians."""
         return replace(self, rotation=euler_to_matrix(torch.as_tensor(angles).to(self.rotation)))
+
+    def rescaled(self, scale: Tensor | float, shift: Tensor) -> Self:
+        """See `PerspectiveCamera.rescaled`."""
+        scale = torch.as_tensor(scale).to(self.offset)
+        offset = scale[..., None] * self.offset + shift.to(self.offset)
+        return replace(self, scale=scale * self.scale, offset=offset)
 
     def to_camera(self, points: Tensor) -> Tensor:
         """Model space -> camera space, both `(..., N, 3)` in mm; the origin goes to (0, 0, -depth)."""

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from facelab.augmentation import Degradations, degrade, occlude, procedural_backgrounds, to_bytes
 from facelab.distributions import DISTRIBUTIONS
 from facelab.errors import CorpusError, ParameterError
+from facelab.face import draw
 from facelab.files import (
     LEFT_OVER,
     as_json,
@@ -42,7 +43,6 @@ from facelab.files import (
     with_digest,
     write_whole,
 )
-from facelab.image_formation import render
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.parameters import ParameterLayout
 from facelab.photo_folders import list_pictures, random_piece
@@ -113,22 +113,23 @@ class Renderer:
         """The same for given parameters (B, layout.size); the generator decides on what is not in them."""
         spec, size = self.spec, self.spec.size
         theta = theta.to(self.device)
-        scene = self.distribution.decode(self.model, theta, size)
-        masked = self.distribution.masked
-        picture = render(
-            scene.vertices, self.model.triangles, scene.camera, scene.light, scene.diffuse, None, size, size,
-            background=None if masked else self._backgrounds(len(theta), generator), antialias=not masked,
-        )  # fmt: skip
+        faces = self.distribution.decode(self.model, theta, size)
+        surface, masked = faces.surface(self.model), self.distribution.masked
+        landmarks = faces.camera.project(surface.landmarks)[..., :2]
+        background = None if masked else self._backgrounds(len(theta), generator)
+        picture = draw(
+            surface, faces.camera, faces.light, size, size, background=background, antialias=not masked
+        )
         image, mask = picture.image.clamp(0, 1), picture.mask
         if masked:
-            mask = mask & torch.stack([landmark_mask(p, size, size, True) for p in scene.landmarks])
+            mask = mask & torch.stack([landmark_mask(p, size, size, True) for p in landmarks])
             image = image * mask
         elif spec.occluders > 0:
-            image, mask = occlude(image, mask, scene.landmarks, spec.occluders, generator)
+            image, mask = occlude(image, mask, landmarks, spec.occluders, generator)
         if spec.degradations:
             image = degrade(image, spec.degradations, generator)
             image = image * mask if masked else image
-        return {"image": image, "mask": mask, "landmarks": scene.landmarks, "parameters": theta}
+        return {"image": image, "mask": mask, "landmarks": landmarks, "parameters": theta}
 
     def _backgrounds(self, count: int, generator: torch.Generator) -> Tensor | None:
         size = self.spec.size

@@ -1,16 +1,16 @@
 """Named distributions of faces: parameter vectors to draw, and what the vectors mean.
 
 theta = DISTRIBUTIONS["portrait"].sample(model, 8, generator)       # (8, layout.size)
-scene = DISTRIBUTIONS["portrait"].decode(model, theta, 240)         # vertices, albedo, camera, light
+faces = DISTRIBUTIONS["portrait"].decode(model, theta, 240)         # a batch, as one `Face`
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from facelab.camera import PerspectiveCamera
+from facelab.face import Face
 from facelab.geometry import euler_to_matrix
 from facelab.illumination import SH_CONSTANTS, SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
 from facelab.morphable_model import MorphableModel
@@ -24,20 +24,6 @@ EXPRESSION_UNIT = 1 / 12
 def uniform(low: float, high: float, *shape: int, generator: torch.Generator) -> Tensor:
     """Numbers of the given shape in [low, high)."""
     return low + (high - low) * torch.rand(shape, generator=generator)
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """A batch of faces, ready to render."""
-
-    vertices: Tensor
-    """(B, V, 3) mm"""
-    diffuse: Tensor
-    """(B, V, 3) linear albedo"""
-    camera: PerspectiveCamera
-    light: SphericalHarmonicsLight
-    landmarks: Tensor
-    """(B, 68, 2) px"""
 
 
 class Distribution(ABC):
@@ -55,8 +41,8 @@ class Distribution(ABC):
         """Draw (count, layout.size) parameters."""
 
     @abstractmethod
-    def decode(self, model: MorphableModel, theta: Tensor, size: int) -> Scene:
-        """What (B, layout.size) parameters look like in pictures of size×size."""
+    def decode(self, model: MorphableModel, theta: Tensor, size: int) -> Face:
+        """The faces that parameters (..., layout.size) mean, in pictures of size×size."""
 
 
 class InverseFaceNetDistribution(Distribution):
@@ -101,7 +87,7 @@ class InverseFaceNetDistribution(Distribution):
         }
         return layout.join(parts)
 
-    def decode(self, model: MorphableModel, theta: Tensor, size: int) -> Scene:
+    def decode(self, model: MorphableModel, theta: Tensor, size: int) -> Face:
         """See the class."""
         parts = self.coefficients(model, theta)
         vertices = model.vertices(parts["identity"], parts["expression"])
@@ -112,10 +98,9 @@ class InverseFaceNetDistribution(Distribution):
         seen = camera.project(points)[..., :2]
         low, high = seen.amin(-2), seen.amax(-2)
         focal = size / (high - low).amax(-1)
-        camera = replace(camera, focal=focal, principal=size / 2 - focal[:, None] * (low + high) / 2)
-        diffuse, _ = model.albedo(parts["albedo"])
+        camera = camera.rescaled(focal, size / 2 - focal[..., None] * (low + high) / 2)
         light = SphericalHarmonicsLight(parts["light"])
-        return Scene(vertices, diffuse, camera, light, camera.project(points)[..., :2])
+        return Face(parts["identity"], parts["expression"], parts["albedo"], camera, light)
 
     def coefficients(self, model: MorphableModel, theta: Tensor) -> dict[str, Tensor]:
         """Angles "rotation" (..., 3), coefficients in our model's units, "light" (..., 9, 3)."""
@@ -197,20 +182,17 @@ class PortraitDistribution(Distribution):
         lights = directional_to_sh(direction, share * tint[:, :3])
         return ambient_to_sh(total * ambient * tint[:, 3]) + lights.sum(1)
 
-    def decode(self, model: MorphableModel, theta: Tensor, size: int) -> Scene:
+    def decode(self, model: MorphableModel, theta: Tensor, size: int) -> Face:
         """See `layout`; the principal point is the middle of the picture."""
         parts = self.layout(model).split(theta)
-        vertices = model.vertices(parts["identity"], parts["expression"])
         camera = PerspectiveCamera(
             euler_to_matrix(parts["rotation"]),
             parts["translation"],
             size * parts["focal"][..., 0],
             theta.new_full((2,), size / 2),
         )
-        landmarks = camera.project(model.landmarks(vertices, camera.rotation))[..., :2]
-        diffuse, _ = model.albedo(parts["albedo"])
         light = SphericalHarmonicsLight(parts["light"].unflatten(-1, (9, 3)))
-        return Scene(vertices, diffuse, camera, light, landmarks)
+        return Face(parts["identity"], parts["expression"], parts["albedo"], camera, light)
 
 
 DISTRIBUTIONS: dict[str, Distribution] = {

@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from facelab.errors import ParameterError
 from facelab.geometry import dot, normalise
 
 SH_CONSTANTS = (
@@ -82,6 +83,27 @@ def ambient_to_sh(colour: Tensor) -> Tensor:
     """Coefficients `(..., 9, 3)` of equal light from everywhere with the shading `colour` `(..., 3)`."""
     rest = torch.zeros_like(colour)[..., None, :].expand(*colour.shape[:-1], 8, 3)
     return torch.cat([colour[..., None, :] / SH_CONSTANTS[0], rest], -2)
+
+
+def shading_coefficients(light: "Light | None") -> Tensor:
+    """The nine coefficients (..., 9, 3) of the diffuse shading of any light at the origin of the head.
+
+    Those of a light that has them are its own; of another, the least squares over a sphere of normals.
+    Raises ParameterError for None.
+    """
+    if light is None:
+        raise ParameterError("There is no light, so it has no shading; give the face one.")
+    own = getattr(light, "coefficients", None)
+    if own is not None:
+        return own
+    tensors = [value for value in vars(light).values() if isinstance(value, Tensor)]
+    index = torch.arange(400, dtype=tensors[0].dtype, device=tensors[0].device)
+    z, turn = 1 - (2 * index + 1) / 400, index * torch.pi * (3 - 5**0.5)  # a Fibonacci sphere
+    normals = torch.stack([(1 - z * z).sqrt() * turn.cos(), (1 - z * z).sqrt() * turn.sin(), z], -1)
+    head = torch.zeros_like(normals)
+    head[:, 2] = -600.0  # where a head is, mm before the camera
+    shaded = light.shade(normals, head, normalise(-head), torch.ones_like(normals), None).diffuse_shading
+    return torch.linalg.pinv(sh_basis(normals)) @ shaded
 
 
 def phong_lobe(normals: Tensor, to_light: Tensor, to_eye: Tensor, shininess: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from facelab import metrics, rasterizer
 from facelab.camera import WeakPerspectiveCamera
+from facelab.illumination import shading_coefficients
 from facelab.image_formation import render_attributes
 from facelab.photos import landmark_mask
 from facelab.recognition import SFaceRecogniser, composite
@@ -160,7 +161,8 @@ def _light_degrees(record: Known, said: Known) -> Tensor | None:
         if first.norm() < UNDIRECTED * constant.abs():
             return None
         truth = metrics.seen_light_direction(record.light)
-    return metrics.direction_error_degrees(metrics.seen_light_direction(said.light), truth)
+    estimate = metrics.seen_light_direction(shading_coefficients(said.light))
+    return metrics.direction_error_degrees(estimate, truth)
 
 
 @cache
@@ -208,7 +210,7 @@ _COLUMNS = (
     Metric("albedo", "relative", "skin up to a common scale per channel", "mesh vertices diffuse", "diffuse",
            _albedo),
     Metric("light", "relative", "light up to a common scale per channel", "light", "light",
-           lambda record, said: metrics.scale_free_error(said.light, record.light)),
+           lambda record, said: metrics.scale_free_error(shading_coefficients(said.light), record.light)),
     Metric("light_degrees", "°", "direction that most light comes from", "light_direction", "light",
            _light_degrees),
     Metric("identity", "cosine", "same person? SFace, over the photo", "", "image mask", _identity,

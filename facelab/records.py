@@ -1,7 +1,7 @@
 """What is known about a face in a picture, and what a method says about it: the two sides of a comparison.
 
     record = FaceRecord("anna", image, landmarks=points)
-    said = Reconstruction.from_coefficients(model, camera, 240, 240, identity, expression, albedo, light)
+    said = Reconstruction.of(Face(identity, expression, albedo, camera, light), model, 240, 240)
 
 A field that is None is unknown, or not estimated; nothing is invented for it, and no metric that needs it
 is computed. Units and axes are those of docs/conventions.md.
@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from facelab.camera import PerspectiveCamera, WeakPerspectiveCamera
-from facelab.illumination import SphericalHarmonicsLight
-from facelab.image_formation import render
+from facelab.camera import Camera
+from facelab.face import Face, draw
+from facelab.illumination import Light, SphericalHarmonicsLight
 from facelab.morphable_model import MorphableModel
-
-Camera = PerspectiveCamera | WeakPerspectiveCamera
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +72,10 @@ class Reconstruction:
     """(68, 2) px of that picture: the estimated face's, projected; never a detector's"""
     diffuse: Tensor | None = None
     """(V, 3) linear diffuse albedo"""
-    light: Tensor | None = None
-    """(9, 3) spherical harmonics, camera space"""
+    specular: Tensor | None = None
+    """(V,) reflectance at normal incidence"""
+    light: Light | None = None
+    """of any kind, camera space"""
     image: Tensor | None = None
     """(3, H, W) sRGB: the estimate rendered, black where it is not"""
     mask: Tensor | None = None
@@ -83,33 +83,22 @@ class Reconstruction:
 
     @classmethod
     @torch.no_grad()
-    def from_coefficients(
-        cls,
-        model: MorphableModel,
-        camera: Camera,
-        height: int,
-        width: int,
-        identity: Tensor | None = None,
-        expression: Tensor | None = None,
-        albedo: Tensor | None = None,
-        light: Tensor | None = None,
-    ) -> "Reconstruction":
-        """From coefficients of a face model in standard deviations, each one vector (K,); None is the mean.
+    def of(cls, face: Face, model: MorphableModel, height: int, width: int) -> "Reconstruction":
+        """What a `Face` of a model, whose camera takes it to a picture of height×width, looks like.
 
-        `light` (9, 3); without it there is no rendered picture, only its mask, and no albedo.
-        Raises ParameterError for NaN or a wrong length.
+        Without a light there is no rendered picture, only its mask, and no albedo.
+        Raises ParameterError for NaN or a wrong number of coefficients.
         """
-        vertices = model.vertices(identity, expression)
-        points = model.landmarks(vertices, camera.rotation)
-        diffuse, _ = model.albedo(albedo)
-        shine = SphericalHarmonicsLight(diffuse.new_zeros(9, 3) if light is None else light)
-        picture = render(vertices, model.triangles, camera, shine, diffuse, None, height, width)
+        surface, lit = face.surface(model), face.light is not None
+        dark = SphericalHarmonicsLight(surface.diffuse.new_zeros(9, 3))
+        picture = draw(surface, face.camera, face.light if lit else dark, height, width)
         return cls(
-            Mesh(vertices, model.triangles, model.landmarks(vertices), model.name),
-            camera,
-            camera.project(points)[..., :2],
-            None if light is None else diffuse,
-            light,
-            None if light is None else picture.image.clamp(0, 1),
+            Mesh(surface.vertices, model.triangles, model.landmarks(surface.vertices), model.name),
+            face.camera,
+            face.camera.project(surface.landmarks)[..., :2],
+            surface.diffuse if lit else None,
+            surface.specular if lit else None,
+            face.light,
+            picture.image.clamp(0, 1) if lit else None,
             picture.mask,
         )

@@ -36,9 +36,10 @@ from facelab.camera import PerspectiveCamera
 from facelab.colour import linear_to_srgb, srgb_to_linear
 from facelab.distributions import DISTRIBUTIONS
 from facelab.errors import ModelFileError, ParameterError
+from facelab.face import draw
 from facelab.files import guarded, read_json, read_tensors, sha256_of
 from facelab.geometry import matrix_to_euler, normalise
-from facelab.image_formation import render
+from facelab.illumination import shading_coefficients
 from facelab.metrics import light_direction
 from facelab.model_file import read_checked
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
@@ -140,39 +141,37 @@ def _ict(place: Path, size: int) -> Records:
 
 @torch.no_grad()
 def _portrait(
-    name: str, index: int, model: MorphableModel, skins: MorphableModel, size: int, face: Tensor | None = None
+    name: str,
+    index: int,
+    model: MorphableModel,
+    skins: MorphableModel,
+    size: int,
+    front: Tensor | None = None,
 ) -> FaceRecord:
-    """Record `index` of a set: a face of `model` with a skin that `skins` draws; `face` (T,) is the mask."""
+    """Record `index` of a set: a face of `model` with a skin that `skins` draws; `front` (T,) is the mask."""
     generator, portrait = _generator(index), DISTRIBUTIONS["portrait"]
     theta = portrait.sample(model, 1, generator)
     if skins is not model:
         parts = portrait.layout(model).split(theta)
         theta = portrait.layout(model).join(parts | {"albedo": skins.sample(1, generator)["albedo"]})
     background = procedural_backgrounds(1, size, size, generator)
-    scene = portrait.decode(model, theta[0], size)
-    picture = render(
-        scene.vertices, model.triangles, scene.camera, scene.light, scene.diffuse, None, size, size,
-        background=background[0], antialias=True,
-    )  # fmt: skip
-    skin = scene.diffuse[model.region_vertices("skin")]
+    face = portrait.decode(model, theta[0], size)
+    surface, coefficients = face.surface(model), shading_coefficients(face.light)
+    picture = draw(surface, face.camera, face.light, size, size, background=background[0], antialias=True)
+    skin = surface.diffuse[model.region_vertices("skin")]
     return FaceRecord(
         f"{name}_{index:04d}",
         picture.image.clamp(0, 1),
-        scene.landmarks,
-        picture.mask if face is None else skin_mask(picture.face_index, face.byte(), (1,)),
-        Mesh(
-            scene.vertices,
-            model.triangles,
-            model.landmarks(scene.vertices),
-            model.name,
-        ),
-        scene.camera,
-        scene.diffuse,
-        scene.light.coefficients,
-        normalise(light_direction(scene.light.coefficients)),
+        face.camera.project(surface.landmarks)[..., :2],
+        picture.mask if front is None else skin_mask(picture.face_index, front.byte(), (1,)),
+        Mesh(surface.vertices, model.triangles, model.landmarks(surface.vertices), model.name),
+        face.camera,
+        surface.diffuse,
+        coefficients,
+        normalise(light_direction(coefficients)),
         picture.depth,
         person=f"{name}_{index:04d}",
-        groups={"skin": skin_group(skin), "yaw": yaw_group(scene.camera)},
+        groups={"skin": skin_group(skin), "yaw": yaw_group(face.camera)},
     )
 
 

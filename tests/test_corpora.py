@@ -87,24 +87,26 @@ def test_inversefacenet_draws_what_section_5_prints(model: MorphableModel) -> No
 def test_inversefacenet_meaning(model: MorphableModel) -> None:
     distribution = DISTRIBUTIONS["inversefacenet"]
     layout = distribution.layout(model)
-    scene = distribution.decode(model, distribution.sample(model, 16, seeded()), 240)
-    box = scene.landmarks.amax(1) - scene.landmarks.amin(1)
+    face = distribution.decode(model, distribution.sample(model, 16, seeded()), 240)
+    landmarks = face.landmarks(model)
+    box = landmarks.amax(1) - landmarks.amin(1)
     torch.testing.assert_close(box.amax(1), torch.full((16,), 240.0), atol=0.01, rtol=0)
-    middle = (scene.landmarks.amax(1) + scene.landmarks.amin(1)) / 2
+    middle = (landmarks.amax(1) + landmarks.amin(1)) / 2
     torch.testing.assert_close(middle, torch.full((16, 2), 120.0), atol=0.01, rtol=0)
     # The bias on the first expression opens the mouth; a constant light is the shading it says.
     theta = layout.zeros(2)
     theta[1, layout.slice("expression").start] = 4.8
     theta[:, layout.slice("light").start :][:, :3] = 0.9
-    scene = distribution.decode(model, theta, 240)
-    points = model.landmarks(scene.vertices)
+    face = distribution.decode(model, theta, 240)
+    landmarks = face.landmarks(model)
+    points = model.landmarks(face.surface(model).vertices)
     gap = (points[:, 62] - points[:, 66])[:, 1]
     assert gap[1] > gap[0] + 1
     flipped = replace(model, expression_basis=-model.expression_basis)  # whatever the basis' sign
     turned = distribution.decode(flipped, theta, 240)
-    torch.testing.assert_close(flipped.landmarks(turned.vertices), points)
+    torch.testing.assert_close(flipped.landmarks(turned.surface(flipped).vertices), points)
     normals = torch.nn.functional.normalize(torch.randn(1, 50, 3, generator=seeded()), dim=-1)
-    shading = scene.light.shade(normals, normals, normals, torch.ones(1, 50, 3), None).diffuse_shading
+    shading = face.light.shade(normals, normals, normals, torch.ones(1, 50, 3), None).diffuse_shading
     torch.testing.assert_close(shading, torch.full_like(shading, 0.9))
 
 
@@ -118,13 +120,14 @@ def test_portraits(model: MorphableModel) -> None:
         assert degrees[:, axis].abs().max() <= 2.51 * sigma
     distance = -parts["translation"][:, 2]
     assert distance.min() > 400 and distance.max() < 2000 and distance.std() > 300
-    scene = distribution.decode(model, theta, 240)
-    inside = (scene.landmarks > 0) & (scene.landmarks < 240)
+    face = distribution.decode(model, theta, 240)
+    landmarks = face.landmarks(model)
+    inside = (landmarks > 0) & (landmarks < 240)
     assert inside.all(), "framed"
-    fraction = (scene.landmarks.amax(1) - scene.landmarks.amin(1)).amax(1) / 240
+    fraction = (landmarks.amax(1) - landmarks.amin(1)).amax(1) / 240
     assert fraction.min() > 0.45 and fraction.max() < 0.77 and 0.57 < fraction.mean() < 0.65
     front = torch.tensor([0.0, 0.0, 1.0]).expand(600, 1, 3)
-    shading = scene.light.shade(front, front, front, torch.ones(600, 1, 3), None).diffuse_shading
+    shading = face.light.shade(front, front, front, torch.ones(600, 1, 3), None).diffuse_shading
     assert shading.min() > 0.3 and shading.max() < 2.5
     assert 0.02 < shading.std(-1).mean() / shading.mean() < 0.15, "lights are a little coloured"
 
@@ -132,11 +135,13 @@ def test_portraits(model: MorphableModel) -> None:
 @pytest.mark.parametrize("name", sorted(DISTRIBUTIONS))
 def test_landmarks_are_where_the_picture_shows_them(name: str, model: MorphableModel) -> None:
     distribution = DISTRIBUTIONS[name]
-    scene = distribution.decode(model, distribution.sample(model, 12, seeded(1)), 240)
+    face = distribution.decode(model, distribution.sample(model, 12, seeded(1)), 240)
+    landmarks = face.landmarks(model)
     # Each pixel is asked which point of the mean face it shows.
-    shown, mask = render_attributes(scene.vertices, model.triangles, scene.camera, model.mean, 240, 240)
+    vertices = face.surface(model).vertices
+    shown, mask = render_attributes(vertices, model.triangles, face.camera, model.mean, 240, 240)
     wanted = model.landmarks(model.mean)
-    column, row = scene.landmarks.floor().long().clamp(0, 239).unbind(-1)
+    column, row = landmarks.floor().long().clamp(0, 239).unbind(-1)
     batch = torch.arange(12)[:, None]
     off = (shown.permute(0, 2, 3, 1)[batch, row, column] - wanted).norm(dim=-1)
     mouth_nose_eyes = off[:, 27:60]  # the jaw slides along the contour; some hide behind the nose

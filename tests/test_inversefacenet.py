@@ -12,7 +12,6 @@ from facelab.corpora import CorpusSpec, Renderer
 from facelab.distributions import LIMITS_DEGREES
 from facelab.errors import ModelFileError, NoFaceError, NotAnImageError
 from facelab.files import sha256_of
-from facelab.image_formation import render
 from facelab.methods import breeding
 from facelab.methods import inversefacenet as ifn
 from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, InverseFaceNet, SecondLook
@@ -118,19 +117,15 @@ def test_mirrored_parameters_make_the_mirrored_picture(model: MorphableModel) ->
     theta[:, -27:] += 0.1 * torch.randn(2, 27, generator=seeded(1))  # coloured light
     pictures = []
     for parameters in (theta, signs[:-FRAME] * theta):
-        scene = DISTRIBUTION.decode(model, parameters, 120)
-        pictures.append(
-            render(
-                scene.vertices, model.triangles, scene.camera, scene.light, scene.diffuse, None, 120, 120
-            ).image.clamp(0, 1)
-        )
+        face = DISTRIBUTION.decode(model, parameters, 120)
+        pictures.append(face.render(model, 120, 120).image.clamp(0, 1))
     difference = (pictures[0] - pictures[1].flip(-1)).abs().amax(1)
     assert (difference > 0.05).float().mean() < 0.01  # but for pixels on an edge
     assert signs[-FRAME:].tolist() == [-1, 1, 1]
 
 
 def test_mouth_and_66_landmarks(model: MorphableModel) -> None:
-    points = DISTRIBUTION.decode(model, torch.zeros(1, 302), 240).landmarks[0]
+    points = DISTRIBUTION.decode(model, torch.zeros(1, 302), 240).landmarks(model)[0]
     points[61:64, 1] -= 10  # open the mouth
     points[65:68, 1] += 10
     mask = ifn.face_mask(points)[0]
@@ -146,14 +141,12 @@ def test_frame_says_where_the_face_is(model: MorphableModel) -> None:
     """A camera made of truth and frame puts the landmarks where the picture has them."""
     theta = DISTRIBUTION.sample(model, 3, seeded(4))
     method = InverseFaceNet(torch.nn.Identity(), model)
-    scene = DISTRIBUTION.decode(model, theta, 240)
     photo = torch.rand(3, 300, 300, generator=seeded())
-    where = 150 + 0.7 * (scene.landmarks - 120)
+    where = 150 + 0.7 * (DISTRIBUTION.decode(model, theta, 240).landmarks(model) - 120)
     for k, points in enumerate(breeding.detector_noise(where, seeded(5))):
         _, crop = ifn.network_input(photo, points)
         frame = ifn.box_of(crop.to_crop(where[k]), 240)
-        camera = method.camera(theta[k], frame, crop)
-        seen = camera.project(model.landmarks(scene.vertices[k], camera.rotation))[:, :2]
+        seen = method.face(theta[k], frame).in_photo(crop).landmarks(model)
         torch.testing.assert_close(seen, where[k], atol=0.02, rtol=0)
 
 
@@ -172,7 +165,7 @@ def test_flaws_change_some_pictures_and_no_truth(model: MorphableModel) -> None:
 
 
 def test_detector_noise_is_as_large_as_stated(model: MorphableModel) -> None:
-    points = DISTRIBUTION.decode(model, torch.zeros(1, 302), 240).landmarks.expand(500, 68, 2)
+    points = DISTRIBUTION.decode(model, torch.zeros(1, 302), 240).landmarks(model).expand(500, 68, 2)
     moved = breeding.detector_noise(points, seeded())
     distance = (moved - points).norm(dim=-1)[:, :27] / 240
     assert 0.02 < distance.median() < 0.045 and moved.mean(0).sub(points[0]).abs().max() < 1.5
@@ -321,14 +314,15 @@ def test_the_shipped_network_reconstructs(portraits: tuple[Renderer, dict[str, T
     renderer, batch = portraits
     method = InverseFaceNet.load(subdivisions=0)
     errors, means, points, colours = [], [], [], []
-    scene = renderer.distribution.decode(renderer.model, batch["parameters"], 240)
+    faces = renderer.distribution.decode(renderer.model, batch["parameters"], 240)
+    truth = faces.surface(renderer.model).vertices
     for k, image in enumerate(batch["image"]):
         method.detector = Known(batch["landmarks"][k])
         said = method.reconstruct(image)
         assert said.image is not None and said.mask is not None and said.light is not None
         assert said.image.shape == (3, 240, 240) and said.mask.shape == (1, 240, 240)
-        errors.append(geometry_rmse_mm(said.mesh.vertices, scene.vertices[k]))
-        means.append(geometry_rmse_mm(renderer.model.mean, scene.vertices[k]))
+        errors.append(geometry_rmse_mm(said.mesh.vertices, truth[k]))
+        means.append(geometry_rmse_mm(renderer.model.mean, truth[k]))
         points.append(nme(said.landmarks, batch["landmarks"][k]))
         both = said.mask & batch["mask"][k]
         assert both.sum() > 0.85 * (said.mask | batch["mask"][k]).sum()

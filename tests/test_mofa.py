@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from facelab.corpora import CorpusSpec, Renderer
 from facelab.errors import FacelabError, ModelFileError, NoFaceError, NotAnImageError, ParameterError
-from facelab.illumination import SphericalHarmonicsLight
-from facelab.image_formation import render
 from facelab.methods.mofa import (
     AMBIENT_OFFSET,
     LANDMARKS,
@@ -103,7 +101,7 @@ def test_gradient_of_the_whole_loss_agrees_with_finite_differences(batch: dict[s
 def test_zero_code_is_the_average_face_centred_and_lit(decoder: Decoder) -> None:
     code = LAYOUT.zeros(1)
     picture, size = decoder(code, 240), 240
-    marks = decoder.camera(code[0], size).project(decoder.model.landmarks(decoder.model.mean))[:, :2]
+    marks = decoder.face(code[0], size).camera.project(decoder.model.landmarks(decoder.model.mean))[:, :2]
     low, high = marks.amin(0), marks.amax(0)
     assert float((low + high)[0]) / 2 == pytest.approx(size / 2, abs=0.5)
     assert float((low + high)[1]) / 2 == pytest.approx(0.56 * size, abs=2)
@@ -112,7 +110,7 @@ def test_zero_code_is_the_average_face_centred_and_lit(decoder: Decoder) -> None
         (picture.screen[0, decoder.used, :2] > 0).all() & (picture.screen[0, decoder.used, :2] < size).all()
     )
     torch.testing.assert_close(picture.colour[0], AMBIENT_OFFSET * decoder.model.albedo_mean[:, :3])
-    assert bool((decoder.parts(code)["translation"][..., 2] < -500).all())
+    assert bool((decoder.face(code).camera.translation[..., 2] < -500).all())
 
 
 def test_front_facing_vertices_are_those_a_rasterizer_sees(decoder: Decoder) -> None:
@@ -121,10 +119,8 @@ def test_front_facing_vertices_are_those_a_rasterizer_sees(decoder: Decoder) -> 
     the head is turned, are where the two definitions differ: there are few of both."""
     code = random_codes(3, 1)
     picture, model = decoder(code, 480), decoder.model
-    parts = decoder.parts(code)
-    vertices = model.vertices(parts["shape"], parts["expression"])
-    diffuse, light = torch.ones_like(vertices), SphericalHarmonicsLight(parts["light"])
-    drawn = render(vertices, model.triangles, decoder.camera(code, 480), light, diffuse, None, 480, 480)
+    face = decoder.face(code, 480)
+    vertices, drawn = face.surface(model).vertices, face.render(model, 480, 480)
     for k in range(3):
         seen = torch.zeros(len(model.mean), dtype=torch.bool)
         seen[model.triangles[drawn.face_index[k][drawn.face_index[k] >= 0].unique()]] = True
@@ -133,7 +129,7 @@ def test_front_facing_vertices_are_those_a_rasterizer_sees(decoder: Decoder) -> 
         agree = (picture.visible[k] == seen)[compared].float().mean()
         assert agree > 0.93
         cosine = (picture.normals[k] * -nn.functional.normalize(
-            decoder.camera(code[k], 480).to_camera(vertices[k]), dim=-1)).sum(-1)  # fmt: skip
+            decoder.face(code[k], 480).camera.to_camera(vertices[k]), dim=-1)).sum(-1)  # fmt: skip
         assert not (compared & seen & (cosine < -0.35)).any()  # nothing that turns away is seen
         convex = compared & (model.mean[:, 1] > 60) & (model.mean[:, 2] > -60)
         clear = convex & (cosine.abs() > 0.25)

@@ -14,8 +14,14 @@ from torch import Tensor
 
 from facelab.camera import PerspectiveCamera
 from facelab.errors import NoFaceError, ParameterError
+from facelab.face import Face
 from facelab.geometry import euler_to_matrix
-from facelab.illumination import ambient_to_sh, directional_to_sh
+from facelab.illumination import (
+    SphericalHarmonicsLight,
+    ambient_to_sh,
+    directional_to_sh,
+    shading_coefficients,
+)
 from facelab.image_formation import render_attributes
 from facelab.measures import METRICS, face_vertices
 from facelab.methods.energy import Settings
@@ -59,16 +65,18 @@ def a_face(model: MorphableModel, seed: int, noise: float = 0.0) -> Reconstructi
     light = light + noise * 0.4 * torch.randn(9, 1, generator=generator)
     position = position + noise * torch.tensor([10.0, -8.0, 20.0])
     camera = replace(PerspectiveCamera.from_fov(24.0, SIZE, SIZE).look(angles), translation=position)
-    return Reconstruction.from_coefficients(model, camera, SIZE, SIZE, **person, light=light)
+    face = Face(**person, camera=camera, light=SphericalHarmonicsLight(light))
+    return Reconstruction.of(face, model, SIZE, SIZE)
 
 
 def known(truth: Reconstruction, name: str, **groups: str) -> FaceRecord:
     """The record whose answer is `truth`."""
     depth = truth.camera.project(truth.mesh.vertices)[:, 2:]
     drawn, _ = render_attributes(truth.mesh.vertices, truth.mesh.triangles, truth.camera, depth, SIZE, SIZE)
-    y, z, x = truth.light[1:4].mean(-1)
+    light = shading_coefficients(truth.light)
+    y, z, x = light[1:4].mean(-1)
     return FaceRecord(
-        name, truth.image, truth.landmarks, truth.mask, truth.mesh, truth.camera, truth.diffuse, truth.light,
+        name, truth.image, truth.landmarks, truth.mask, truth.mesh, truth.camera, truth.diffuse, light,
         torch.stack([x, y, z]), drawn, groups=groups,
     )  # fmt: skip
 

@@ -20,7 +20,6 @@ from facelab.augmentation import Degradations, degrade, occlude, procedural_back
 from facelab.colour import linear_to_srgb
 from facelab.distributions import uniform
 from facelab.errors import ParameterError
-from facelab.image_formation import shade_vertices
 from facelab.methods.inversefacenet import DISTRIBUTION, SIDE, box_of, clamp_parameters, face_mask
 from facelab.morphable_model import MorphableModel
 
@@ -67,20 +66,18 @@ def synthesise(
     is what the small networks see. `flaws` (ours): some have hair, glasses or a hand before the face
     (`OCCLUDED`), some the flaws of a camera (`FLAWS`), as the pictures have that a network will meet.
     """
-    scene = DISTRIBUTION.decode(model, theta, SIDE)
-    found = detector_noise(scene.landmarks, generator) if noise else scene.landmarks
+    faces = DISTRIBUTION.decode(model, theta, SIDE)
+    surface = faces.surface(model)
+    landmarks = faces.camera.project(surface.landmarks)[..., :2]
+    found = detector_noise(landmarks, generator) if noise else landmarks
     width = SIDE if not noise else int(uniform(SIDE / 2, SIDE + 1, 1, generator=generator))
     low, high = found.amin(-2), found.amax(-2)
     length = (high - low).amax(-1, keepdim=True)
     zoom, corner = width / length, (low + high - length) / 2
-    camera = replace(
-        scene.camera,
-        focal=zoom[:, 0] * scene.camera.focal,
-        principal=zoom * (scene.camera.principal - corner),
-    )
-    found, truth = (zoom[:, None] * (points - corner[:, None]) for points in (found, scene.landmarks))
+    faces = replace(faces, camera=faces.camera.rescaled(zoom[:, 0], -zoom * corner))
+    found, truth = (zoom[:, None] * (points - corner[:, None]) for points in (found, landmarks))
 
-    shaded = shade_vertices(scene.vertices, model.triangles, camera, scene.light, scene.diffuse)
+    shaded = faces.shade(surface)
     index = rasterizer.rasterize(shaded.screen, model.triangles, width, width)
     colours = linear_to_srgb(shaded.colour.clamp(0, 1))
     values, _ = rasterizer.interpolate(shaded.screen, model.triangles, index, colours)

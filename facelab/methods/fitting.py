@@ -16,8 +16,9 @@ from torch import Tensor
 
 from facelab.camera import PerspectiveCamera
 from facelab.errors import ParameterError
+from facelab.face import Face
 from facelab.illumination import SphericalHarmonicsLight
-from facelab.image_formation import Picture, render
+from facelab.image_formation import Picture
 from facelab.methods.energy import (
     Problem,
     Settings,
@@ -49,49 +50,33 @@ class Fit:
     energies: list[float] = field(default_factory=list)
     crop: Crop | None = None
 
+    def face(self, size: int | None = None) -> Face:
+        """The estimate in the crop, drawn at `size` pixels (default: the size that was fitted)."""
+        e, camera = self.estimate, self.camera(size)
+        return Face(e.identity, e.expression, e.albedo, camera, SphericalHarmonicsLight(e.light))
+
     def camera(self, size: int | None = None) -> PerspectiveCamera:
-        """The camera of the crop, drawn at `size` pixels (default: the size that was fitted)."""
+        """The camera of the crop, drawn at `size` pixels."""
         size = size or self.settings.size
         return self.estimate.camera(self.settings.focal * size, size)
 
     def vertices(self, model: MorphableModel | None = None) -> Tensor:
         """(V, 3) mm in model space, for any level of detail of the same model."""
-        return _fitted_part(model or self.model, self.estimate).vertices(
-            self.estimate.identity, self.estimate.expression
-        )
+        return self.face().surface(model or self.model).vertices
 
     def landmarks(self, size: int | None = None) -> Tensor:
         """(68, 2) pixels: the model's own landmarks, projected."""
-        points = self.model.landmarks(self.vertices(), self.estimate.rotation)
-        return self.camera(size).project(points)[:, :2]
+        return self.face(size).landmarks(self.model)
 
     def render(self, size: int | None = None, model: MorphableModel | None = None) -> Picture:
         """Draw the estimate, on black."""
         size = size or self.settings.size
-        model = _fitted_part(model or self.model, self.estimate)
-        diffuse, _ = model.albedo(self.estimate.albedo)
-        light = SphericalHarmonicsLight(self.estimate.light)
-        return render(
-            self.vertices(model), model.triangles, self.camera(size), light, diffuse, None, size, size
-        )
+        return self.face(size).render(model or self.model, size, size)
 
     def reconstruction(self, image: Tensor, model: MorphableModel | None = None) -> Reconstruction:
         """The same in the pixels of `image` (3, H, W): what the crop was cut from, or the crop itself."""
-        camera = self.camera()
-        if self.crop is not None:  # a crop shifts and scales, no more
-            camera = replace(
-                camera,
-                focal=camera.focal / self.crop.matrix[0, 0].to(camera.focal),
-                principal=self.crop.to_photo(camera.principal),
-            )
-        said, model = self.estimate, _fitted_part(model or self.model, self.estimate)
-        parts = {"identity": said.identity, "expression": said.expression, "albedo": said.albedo}
-        height, width = image.shape[-2:]
-        return Reconstruction.from_coefficients(model, camera, height, width, **parts, light=said.light)
-
-
-def _fitted_part(model: MorphableModel, estimate: Estimate) -> MorphableModel:
-    return model.truncate(len(estimate.identity), len(estimate.expression), len(estimate.albedo))
+        face = self.face() if self.crop is None else self.face().in_photo(self.crop)
+        return Reconstruction.of(face, model or self.model, *image.shape[-2:])
 
 
 # -------------------------------------------------------------------------------------------- whole fits

@@ -10,6 +10,7 @@ because the landmarks' box fills the picture, but dlib's landmarks miss the jaw 
 so three more outputs, the `frame`, say where in the picture the face's true box is.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ from PIL import Image, ImageDraw
 from scipy.spatial import ConvexHull
 from torch import Tensor, nn
 
-from facelab.camera import PerspectiveCamera
 from facelab.distributions import EXPRESSION_UNIT, LIMITS_DEGREES, InverseFaceNetDistribution
 from facelab.errors import ModelFileError, ParameterError
+from facelab.face import Face
 from facelab.files import sha256_of
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
@@ -223,17 +224,12 @@ class InverseFaceNet:
         theta, frame = self.network(inputs).float().tensor_split([-FRAME], -1)
         return clamp_parameters(self.model, theta), frame.clamp(-0.3, 0.3)
 
-    def camera(self, theta: Tensor, frame: Tensor, crop: Crop) -> PerspectiveCamera:
-        """The camera that puts the face (P,) where its frame (3,) says, in pixels of the whole photo."""
-        camera = DISTRIBUTION.decode(self.model, theta[None], SIDE).camera
-        zoom, middle = frame[2].exp(), theta.new_full((2,), SIDE / 2)
-        principal = middle + SIDE * frame[:2] + zoom * (camera.principal[0] - middle)
-        return PerspectiveCamera(
-            camera.rotation[0],
-            camera.translation,
-            zoom * camera.focal[0] / crop.matrix[0, 0].to(theta),
-            crop.to_photo(principal),
-        )
+    def face(self, theta: Tensor, frame: Tensor) -> Face:
+        """The face of parameters (..., P), where its frame (..., 3) says, in pixels of the input."""
+        face = DISTRIBUTION.decode(self.model, theta, SIDE)
+        zoom = frame[..., 2].exp()
+        shift = SIDE * (0.5 + frame[..., :2] - 0.5 * zoom[..., None])
+        return replace(face, camera=face.camera.rescaled(zoom, shift))
 
     def reconstruct(self, image: Tensor) -> Reconstruction:
         """The face in a picture (3, H, W) sRGB in [0, 1]. Raises PhotoErrors: no face, not a picture, ..."""
@@ -254,12 +250,7 @@ class InverseFaceNet:
         theta, frame = (value[0] for value in self.predict(masked[None]))
         if not bool(torch.isfinite(theta).all()):
             raise ParameterError("The network's answer is not finite; load its checkpoint again.")
-        parts = DISTRIBUTION.coefficients(self.model, theta)
-        height, width = image.shape[-2:]
-        return Reconstruction.from_coefficients(
-            self.model, self.camera(theta, frame, crop), height, width,
-            parts["identity"], parts["expression"], parts["albedo"], parts["light"],
-        )  # fmt: skip
+        return Reconstruction.of(self.face(theta, frame).in_photo(crop), self.model, *image.shape[-2:])
 
 
 class SecondLook(InverseFaceNet):

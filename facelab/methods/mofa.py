@@ -14,7 +14,7 @@ the decoder's colours are encoded as sRGB before they are compared; errors are d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from facelab.camera import PerspectiveCamera
 from facelab.colour import linear_to_srgb
 from facelab.distributions import LIGHT_UNIT
 from facelab.errors import ModelFileError, ParameterError
+from facelab.face import Face
 from facelab.files import sha256_of
 from facelab.geometry import euler_to_matrix, vertex_normals
 from facelab.illumination import SphericalHarmonicsLight
-from facelab.image_formation import VertexPicture, shade_vertices
+from facelab.image_formation import VertexPicture
 from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import Small, encoder, last_layer, load_pretrained
 from facelab.parameters import ParameterLayout
@@ -89,44 +90,32 @@ class Decoder:
         self.start = self.start.to(device, dtype)
         return self
 
-    def parts(self, code: Tensor) -> dict[str, Tensor]:
-        """Named parts, with Section 7's offsets: `translation` (B, 3) mm, `light` (B, 9, 3) coefficients.
+    def face(self, code: Tensor, size: int = 240) -> Face:
+        """The faces that codes (..., 257) mean, with Section 7's offsets, in pictures of size×size.
 
-        Raises ParameterError for a wrong length or NaN.
+        Raises ParameterError for a wrong length.
         """
-        LAYOUT.check(code)
         parts = LAYOUT.split(code)
-        light = parts["light"].unflatten(-1, (9, 3))
-        offset = torch.zeros_like(light[0, :, :1] if light.ndim == 3 else light[:, :1])
+        offset = code.new_zeros(9, 3)
         offset[0] = AMBIENT_OFFSET
-        return parts | {
-            "translation": self.start.to(code) + parts["translation"],
-            "light": LIGHT_UNIT * (light + offset),
-        }
-
-    def camera(self, code: Tensor, size: int) -> PerspectiveCamera:
-        """The camera of pictures of size×size pixels."""
-        parts = self.parts(code)
-        return PerspectiveCamera(
+        light = LIGHT_UNIT * (parts["light"].unflatten(-1, (9, 3)) + offset)
+        camera = PerspectiveCamera(
             euler_to_matrix(parts["rotation"]),
-            parts["translation"],
+            self.start.to(code) + parts["translation"],
             code.new_tensor(self.focal * size),
             code.new_full((2,), size / 2),
         )
+        shade = SphericalHarmonicsLight(light)
+        return Face(parts["shape"], parts["expression"], parts["reflectance"], camera, shade)
 
     def __call__(self, code: Tensor, size: int = 240) -> VertexPicture:
         """F(x) of Eq. 5 for every vertex; screen in pixels of a size×size picture, colours linear."""
-        parts = self.parts(code)
-        diffuse, _ = self.model.albedo(parts["reflectance"])
-        vertices = self.model.vertices(parts["shape"], parts["expression"])
-        light = SphericalHarmonicsLight(parts["light"])
-        return shade_vertices(vertices, self.model.triangles, self.camera(code, size), light, diffuse)
+        face = self.face(code, size)
+        return face.shade(face.surface(self.model))
 
     def landmarks(self, code: Tensor, size: int = 240) -> Tensor:
         """u_k of the 46 landmarks of the surrogate loss, (B, 46, 2) px."""
-        parts = self.parts(code)
-        points = self.model.landmarks(self.model.vertices(parts["shape"], parts["expression"]))
-        return self.camera(code, size).project(points[..., list(LANDMARKS), :])[..., :2]
+        return self.face(code, size).landmarks(self.model)[..., list(LANDMARKS), :]
 
 
 # ------------------------------------------------------------------------------------------------- the loss
@@ -181,7 +170,9 @@ def loss_terms(
     The photometric term is the mean over the visible vertices. Raises ParameterError for a code with NaN.
     """
     weights, size = weights or Weights(), images.shape[-1]
-    picture = decoder(code, size)
+    face = decoder.face(code, size)
+    surface = face.surface(decoder.model)
+    picture = face.shade(surface)
     distances = photometric_distances(decoder, picture, images, size)
     visible = (picture.visible & decoder.used).sum(-1).clamp(min=1)
     parts = LAYOUT.split(code)
@@ -194,7 +185,8 @@ def loss_terms(
     }
     total = weights.photo * terms["photo"] + weights.reg * terms["reg"]
     if landmarks is not None:
-        offset = (decoder.landmarks(code, size) - landmarks[..., list(LANDMARKS), :]) / size
+        points = face.camera.project(surface.landmarks[..., list(LANDMARKS), :])[..., :2]
+        offset = (points - landmarks[..., list(LANDMARKS), :]) / size
         trust = 1.0 if confidences is None else confidences[..., list(LANDMARKS)].to(offset)
         terms["land"] = (trust * offset.square().sum(-1)).sum(-1)
         total = total + weights.land * terms["land"]
@@ -347,24 +339,13 @@ class MoFA:
         """
         check_image(image)
         height, width = image.shape[1:]
-        matrix = torch.eye(3, dtype=torch.float64)
-        if not self.framed:
-            crop = face_square(image, self.detector)
-            picture, matrix = crop.image, crop.matrix
-        elif height != width:
+        if self.framed and height != width:
             raise ParameterError(f"A framed picture is square, not {width}×{height}; use framed=False.")
-        else:
-            picture = image
-        code = self.regress(picture[None])[0]
-        parts, camera = self.decoder.parts(code), self.decoder.camera(code, picture.shape[-1])
-        scale, shift = matrix[0, 0].to(code), matrix[:2, 2].to(code)  # of photo px -> crop px
-        camera = replace(
-            camera, focal=camera.focal / scale, principal=(camera.principal - shift) / scale
-        )  # the same face, seen in the whole photo
-        return Reconstruction.from_coefficients(
-            self.fine, camera, height, width,
-            parts["shape"], parts["expression"], parts["reflectance"], parts["light"],
-        )  # fmt: skip
+        crop = None if self.framed else face_square(image, self.detector)
+        picture = image if crop is None else crop.image
+        face = self.decoder.face(self.regress(picture[None])[0], picture.shape[-1])
+        face = face if crop is None else face.in_photo(crop)
+        return Reconstruction.of(face, self.fine, height, width)
 
 
 class FramedMoFA(MoFA):

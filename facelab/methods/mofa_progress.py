@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from facelab import metrics
 from facelab.distributions import DISTRIBUTIONS
-from facelab.geometry import euler_to_matrix
+from facelab.illumination import shading_coefficients
 from facelab.methods.mofa import LANDMARKS, LAYOUT, Decoder, Z, loss_terms
 from facelab.morphable_model import MorphableModel
 
@@ -55,13 +55,13 @@ def evaluate(
     for batch in batches:
         images, size = batch["image"].to(decoder.start), batch["image"].shape[-1]
         code = encoder(images)
-        scene = DISTRIBUTIONS["portrait"].decode(full, batch["parameters"].to(images), size)
-        parts = LAYOUT.split(code)
-        rotation, truth = euler_to_matrix(parts["rotation"]), scene.camera.rotation
-        vertices = decoder.model.vertices(parts["shape"], parts["expression"])
-        marks = decoder.landmarks(code, size) - scene.landmarks[:, list(LANDMARKS)]
+        known = DISTRIBUTIONS["portrait"].decode(full, batch["parameters"].to(images), size)
+        said = decoder.face(code, size)
+        rotation, truth = said.camera.rotation, known.camera.rotation
+        vertices, true_vertices = said.surface(decoder.model).vertices, known.surface(full).vertices
+        marks = decoder.landmarks(code, size) - known.landmarks(full)[:, list(LANDMARKS)]
         values = {
-            "geometry_mm": metrics.posed_distance_mm(vertices @ rotation.mT, scene.vertices @ truth.mT),
+            "geometry_mm": metrics.posed_distance_mm(vertices @ rotation.mT, true_vertices @ truth.mT),
             "photometric": loss_terms(decoder, code, images)["photo"],
             "landmarks_px": marks.norm(dim=-1).mean(-1) * 240 / size,
             "pose_degrees": metrics.pose_error_degrees(rotation, truth),
@@ -85,10 +85,10 @@ def warning_signs(decoder: Decoder, code: Tensor) -> dict[str, float]:
     - `skin_spread`: spread of log mean albedo over that of the model's people: towards 0 the light explains
       who has dark skin. `light_spread`: the same of log mean shading, absolute.
     """
-    parts, picture = decoder.parts(code), decoder(code, 1)
+    face, picture = decoder.face(code, 1), decoder(code, 1)
     visible = picture.visible & decoder.used
     beyond = ((picture.screen[..., :2] - 0.5).abs() > 0.5).any(-1)
-    facing = euler_to_matrix(parts["rotation"])[:, :, 2]  # (B, 3) where the faces look, camera space
+    facing = face.camera.rotation[:, :, 2]  # (B, 3) where the faces look, camera space
     marks = decoder.landmarks(torch.cat([torch.zeros_like(code[:1]), code]), 1)
     extent = (marks - marks.mean(1, keepdim=True)).norm(dim=-1).mean(1)
 
@@ -97,15 +97,15 @@ def warning_signs(decoder: Decoder, code: Tensor) -> dict[str, float]:
         return diffuse[:, decoder.used].mean((1, 2)).log()
 
     people = decoder.model.sample(256, torch.Generator().manual_seed(0))["albedo"]
-    ambient = parts["light"][:, 0].mean(-1).clamp(min=1e-3).log()
+    ambient = shading_coefficients(face.light)[:, 0].mean(-1).clamp(min=1e-3).log()
     return {
-        "shape_spread": float(parts["shape"][:, :10].std(0).square().mean().sqrt()),
-        "expression_spread": float(parts["expression"][:, :10].std(0).square().mean().sqrt()),
+        "shape_spread": float(face.identity[:, :10].std(0).square().mean().sqrt()),
+        "expression_spread": float(face.expression[:, :10].std(0).square().mean().sqrt()),
         "outside": float((visible & beyond).sum() / visible.sum().clamp(min=1)),
         "size": float(extent[1:].mean() / extent[0]),
         "turned": float((facing[:, 2] < 0.5).float().mean()),
         "drift_degrees": float(torch.atan2(facing.mean(0)[:2].norm(), facing.mean(0)[2]).rad2deg()),
-        "skin_spread": float(log_skin(parts["reflectance"]).std() / log_skin(people).std()),
+        "skin_spread": float(log_skin(face.albedo).std() / log_skin(people).std()),
         "light_spread": float(ambient.std()),
     }
 

@@ -143,10 +143,9 @@ for moment in (torch.mean, torch.std):
 # %%
 def draw(theta: Tensor, size: int = 120) -> Tensor:
     """Pictures (B, 3, size, size) of parameters, faces only."""
-    scene = DISTRIBUTION.decode(model, theta, size)
-    zoomed = replace(scene.camera, focal=0.75 * scene.camera.focal,
-                     principal=size / 2 + 0.75 * (scene.camera.principal - size / 2))  # fmt: skip
-    picture = render(scene.vertices, model.triangles, zoomed, scene.light, scene.diffuse, None, size, size)
+    faces = DISTRIBUTION.decode(model, theta, size)
+    zoomed = faces.camera.rescaled(0.75, torch.tensor([0.125 * size, 0.125 * size]))
+    picture = replace(faces, camera=zoomed).render(model, size, size)
     return picture.image.clamp(0, 1)
 
 
@@ -1006,15 +1005,15 @@ base[:, layout.slice("light")][:, :3] = 0.9
 
 def answer_to(theta: Tensor, cover: bool = False) -> tuple[list[Tensor], float, float]:
     """(Input, reconstruction), geometric error in mm, pose error in degrees, landmarks being exact."""
-    scene = DISTRIBUTION.decode(fine, theta, 200)
-    camera = replace(scene.camera, principal=scene.camera.principal + 20)
-    picture = render(scene.vertices, fine.triangles, camera, scene.light, scene.diffuse, None, 240, 240)
+    faces = DISTRIBUTION.decode(fine, theta, 200)
+    faces = replace(faces, camera=faces.camera.rescaled(1.0, torch.tensor([20.0, 20.0])))
+    picture, surface = faces.render(fine, 240, 240), faces.surface(fine)
     image = picture.image[0].clamp(0, 1)
     if cover:  # a grey card before the mouth
         image[:, 150:240, 60:180] = 0.5
-    said = method.reconstruct_at(image, scene.landmarks[0] + 20)
-    mm = float(metrics.geometry_rmse_mm(said.mesh.vertices, scene.vertices[0]))
-    degrees = float(metrics.pose_error_degrees(said.camera.rotation, scene.camera.rotation[0]))
+    said = method.reconstruct_at(image, faces.landmarks(fine)[0])
+    mm = float(metrics.geometry_rmse_mm(said.mesh.vertices, surface.vertices[0]))
+    degrees = float(metrics.pose_error_degrees(said.camera.rotation, faces.camera.rotation[0]))
     assert said.image is not None
     return [image, said.image], mm, degrees
 

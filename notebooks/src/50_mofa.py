@@ -14,6 +14,7 @@
 # %%
 import json
 import math
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import torch
@@ -26,9 +27,9 @@ from facelab.colour import linear_to_srgb
 from facelab.corpora import CorpusSpec, Renderer
 from facelab.course import begin, repository
 from facelab.distributions import DISTRIBUTIONS
+from facelab.face import draw
 from facelab.geometry import euler_to_matrix
 from facelab.illumination import SphericalHarmonicsLight
-from facelab.image_formation import render, shade_vertices
 from facelab.measures import face_vertices, picture_mask
 from facelab.methods.mofa import (
     AMBIENT_OFFSET,
@@ -105,14 +106,8 @@ print(
 # %%
 def drawn(code: Tensor, size: int = 160) -> Tensor:
     """A code (257,) as a picture, by the rasterizer."""
-    parts = decoder.parts(code)
-    vertices = model.vertices(parts["shape"], parts["expression"])
-    diffuse, _ = model.albedo(parts["reflectance"])
-    light = SphericalHarmonicsLight(parts["light"])
-    camera = decoder.camera(code, size)
-    return render(
-        vertices, model.triangles, camera, light, diffuse, None, size, size, antialias=True
-    ).image.clamp(0, 1)
+    face = decoder.face(code, size)
+    return draw(face.surface(model), face.camera, face.light, size, size, antialias=True).image.clamp(0, 1)
 
 
 person = {k: v[0] for k, v in model.sample(1, torch.Generator().manual_seed(SEED + 4)).items()}
@@ -755,11 +750,7 @@ def colour_distance(estimate: Tensor, truth: Tensor, mask: Tensor) -> float:
 def model_based(images: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """What the shipped network makes of framed pictures, drawn at size×size, and where."""
     codes = method.regress(images)
-    parts = decoder.parts(codes)
-    vertices = model.vertices(parts["shape"], parts["expression"])
-    light = SphericalHarmonicsLight(parts["light"])
-    drawn = render(vertices, model.triangles, decoder.camera(codes, size), light,
-                   model.albedo(parts["reflectance"])[0], None, size, size)  # fmt: skip
+    drawn = decoder.face(codes, size).render(model, size, size)
     return drawn.image.clamp(0, 1), drawn.mask
 
 
@@ -800,15 +791,8 @@ def codes_of(parameters: Tensor) -> Tensor:
 @torch.no_grad()
 def render_codes(codes: Tensor) -> Tensor:
     """The model-based decoder's pictures (B, 3, 64, 64), on grey."""
-    parts = decoder.parts(codes)
-    vertices, light = (
-        model.vertices(parts["shape"], parts["expression"]),
-        SphericalHarmonicsLight(parts["light"]),
-    )
-    grey = torch.full((3, 64, 64), 0.5)
-    return render(vertices, model.triangles, decoder.camera(codes, 64), light,
-                  model.albedo(parts["reflectance"])[0], None, 64, 64, background=grey,
-                  ).image.clamp(0, 1)  # fmt: skip
+    faces, grey = decoder.face(codes, 64), torch.full((3, 64, 64), 0.5)
+    return draw(faces.surface(model), faces.camera, faces.light, 64, 64, background=grey).image.clamp(0, 1)
 
 
 scale = torch.cat([torch.full((n,), s) for n, s in zip(LAYOUT.sizes.values(), (1, 1, 1, 0.25, 50, 0.3))])
@@ -915,14 +899,11 @@ image_grid([records[0].image, pair[0].image, blocked, pair[1].image], inches=1.5
 
 # %%
 factor = 1.8
-parts = decoder.parts(codes_now[:1])
-vertices = model.vertices(parts["shape"], parts["expression"])
-diffuse = model.albedo(parts["reflectance"])[0]
-camera = decoder.camera(codes_now[:1], 240)
+face = decoder.face(codes_now[:1], 240)
+surface = face.surface(model)
 colours = [
-    shade_vertices(
-        vertices, model.triangles, camera, SphericalHarmonicsLight(s * parts["light"]), diffuse / s
-    ).colour
+    replace(face, light=SphericalHarmonicsLight(s * face.light.coefficients))
+    .shade(replace(surface, diffuse=surface.diffuse / s)).colour
     for s in (1.0, factor)
 ]
 numbers["same_colours_difference"] = float((colours[0] - colours[1]).abs().max())

@@ -28,8 +28,9 @@ from facelab.camera import PerspectiveCamera
 from facelab.colour import srgb_to_linear
 from facelab.course import begin, repository
 from facelab.errors import FacelabError
+from facelab.face import Face
 from facelab.geometry import vertex_normals
-from facelab.illumination import ambient_to_sh
+from facelab.illumination import SphericalHarmonicsLight, ambient_to_sh
 from facelab.measures import METRICS, face_vertices, picture_mask, surface
 from facelab.methods.fitting import initial_pose
 from facelab.methods.inversefacenet import InverseFaceNet
@@ -844,8 +845,8 @@ class NearestNeighbour:
         middle = torch.tensor([width / 2, height / 2])
         camera = PerspectiveCamera(rotation, translation, torch.tensor(focal), middle)
         person = {kind: coefficients[best] for kind, coefficients in self.people.items()}
-        light = ambient_to_sh(torch.full((3,), 0.85))
-        return Reconstruction.from_coefficients(self.model, camera, height, width, **person, light=light)
+        light = SphericalHarmonicsLight(ambient_to_sh(torch.full((3,), 0.85)))
+        return Reconstruction.of(Face(**person, camera=camera, light=light), self.model, height, width)
 
 
 # %%
