@@ -13,8 +13,10 @@ from facelab import rasterizer
 from facelab.camera import NEAR_MM, Camera
 from facelab.colour import linear_to_srgb, srgb_to_linear
 from facelab.errors import MeshError, ParameterError
-from facelab.geometry import dot, normalise, vertex_normals
+from facelab.gbuffer import GBuffer, rasterize_surface
+from facelab.geometry import dot, vertex_normals
 from facelab.illumination import Light
+from facelab.parameters import finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,20 +92,36 @@ def render(
         ImageSizeError, MeshError: see facelab.rasterizer.
     """
     _check_surface(vertices, camera, light, diffuse, specular)
-    points = camera.to_camera(vertices)
-    screen = camera.to_screen(points)
-    face_index = rasterizer.rasterize(screen, triangles, height, width, backend=backend)
+    attributes = diffuse if specular is None else _concatenate([diffuse, specular[..., None]])
+    maps = rasterize_surface(vertices, triangles, camera, attributes, height, width, backend=backend)
+    albedo = maps.attributes[..., :3, :, :]
+    shine = None if specular is None else maps.attributes[..., 3:, :, :]
+    return shade(maps, camera, light, albedo, shine, antialias=antialias, background=background)
 
-    # Normals in model space: far from the origin the float32 positions are too coarse for small triangles.
-    normals = vertex_normals(vertices, triangles) @ camera.rotation.mT
-    attributes = [normals, points, diffuse] + ([] if specular is None else [specular[..., None]])
-    values, depth = rasterizer.interpolate(screen, triangles, face_index, _concatenate(attributes))
-    lists = values.flatten(-2).mT  # (..., H*W, C), a view; zero rows in the background shade to zero
-    n, p, a = normalise(lists[..., 0:3]), lists[..., 3:6], lists[..., 6:9]
-    shading = light.shade(n, p, camera.view_directions(p), a, None if specular is None else lists[..., 9])
 
-    mask = (face_index >= 0).unsqueeze(-3)
-    linear = _to_map(shading.colour, height, width).contiguous()
+def shade(
+    maps: GBuffer,
+    camera: Camera,
+    light: Light,
+    diffuse: Tensor,
+    specular: Tensor | None = None,
+    *,
+    antialias: bool = False,
+    background: Tensor | None = None,
+) -> Picture:
+    """The picture of a g-buffer: `render`'s second half.
+
+    `diffuse` (..., 3, H, W) linear and `specular` (..., 1, H, W) are what the pixels show: the g-buffer's own
+    attributes, or a texture looked up. Other normals than the mesh's: `replace(maps, normals=...)`.
+    Arguments and errors otherwise as for :func:`render`.
+    """
+    height, width = maps.face_index.shape[-2:]
+    n, p, a = (part.flatten(-2).mT for part in (maps.normals, maps.positions, diffuse))  # (..., H*W, C)
+    f0 = None if specular is None else specular.flatten(-2)[..., 0, :]
+    shading = light.shade(n, p, camera.view_directions(p), a, f0)  # zero normals shade to zero
+
+    mask = maps.mask
+    linear = torch.where(mask, _to_map(shading.colour, height, width), 0.0)
     if background is not None:
         if background.shape[-3:] != (3, height, width):
             shape = tuple(background.shape)
@@ -111,19 +129,19 @@ def render(
         _check_finite(background=background)
         linear = torch.where(mask, linear, srgb_to_linear(background))
     if antialias:
-        linear = rasterizer.antialias(linear, depth, face_index, screen, triangles)
+        linear = rasterizer.antialias(linear, maps.depth, maps.face_index, maps.screen, maps.triangles)
     batch = linear.shape[:-3]
     diffuse_shading = torch.where(mask, _to_map(shading.diffuse_shading, height, width), 0.0)
     return Picture(
         image=linear_to_srgb(linear),
         linear=linear,
         mask=mask.expand(*batch, -1, -1, -1),
-        depth=depth.expand(*batch, -1, -1, -1),
-        normals=_to_map(n, height, width).expand(*batch, -1, -1, -1),
-        albedo=_to_map(a, height, width).expand(*batch, -1, -1, -1),
+        depth=maps.depth.expand(*batch, -1, -1, -1),
+        normals=maps.normals.expand(*batch, -1, -1, -1),
+        albedo=torch.where(mask, diffuse, 0.0).expand(*batch, -1, -1, -1),
         shading=diffuse_shading.expand(*batch, -1, -1, -1),
         specular=_to_map(shading.specular_radiance, height, width).expand(*batch, -1, -1, -1),
-        face_index=face_index.expand(*batch, -1, -1),
+        face_index=maps.face_index.expand(*batch, -1, -1),
     )
 
 
@@ -203,7 +221,7 @@ def _tensors(parameters: object) -> dict[str, Tensor]:
 
 
 def _check_finite(**tensors: Tensor) -> None:
-    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    bad = [name for name, tensor in tensors.items() if not finite(tensor)]
     if bad:
         raise ParameterError(f"NaN or infinity in {', '.join(bad)}: check the parameters that made them.")
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from facelab.errors import ModelFileError, ParameterError
 from facelab.files import guarded
 from facelab.model_file import decode, read_checked, refine, write_model
+from facelab.parameters import finite
 
 REGIONS = ("skin", "lips", "lids", "eyes", "interior", "teeth")
 DEFAULT_MODEL = Path(__file__).parent / "data" / "face_model.safetensors"
@@ -398,8 +399,7 @@ def _combine(kind: str, coefficients: Tensor, basis: Tensor) -> Tensor:
             f"The model has {len(basis)} {kind} components, but the coefficients have shape "
             f"{tuple(coefficients.shape)}; the last dimension must be {len(basis)}."
         )
-    traced = torch._C._functorch.is_functorch_wrapped_tensor(coefficients)  # values cannot be looked at
-    if not traced and not torch.isfinite(coefficients).all():
+    if not finite(coefficients):
         raise ParameterError(f"The {kind} coefficients contain NaN or infinity; check the step before.")
     flat = coefficients.to(basis.dtype) @ basis.flatten(1)
     return flat.reshape(*coefficients.shape[:-1], *basis.shape[1:])

@@ -8,6 +8,20 @@ from torch import Tensor
 from facelab.errors import ParameterError
 
 
+def finite(*tensors: Tensor) -> bool:
+    """Whether all values are finite, as far as looking costs nothing: True for tensors of a GPU.
+
+    Looking there would make every step of a training wait for the device; NaN shows in its loss
+    (`Run.backward`), and every method looks at its answer once.
+    """
+    return all(
+        tensor.device.type != "cpu"
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # values cannot be looked at
+        or bool(torch.isfinite(tensor).all())
+        for tensor in tensors
+    )
+
+
 class ParameterLayout:
     """An ordered, named split of one parameter vector.
 

@@ -35,7 +35,7 @@ FLOORS = {
     **dict.fromkeys(["camera", "colour", "geometry", "illumination", "metrics", "parameters"], 1),
     **dict.fromkeys(["face_chips", "morphable_model", "networks", "rasterizer", "recognition"], 2),
     **dict.fromkeys(["model_file", "recognition_weights", "subdivision"], 2),
-    **dict.fromkeys(["augmentation", "image_formation", "photo_folders", "photos"], 3),
+    **dict.fromkeys(["augmentation", "gbuffer", "image_formation", "photo_folders", "photos"], 3),
     **dict.fromkeys(["checks", "corpora", "course", "distributions", "export", "face"], 4),
     **dict.fromkeys(["records", "training", "viewer"], 4),
     **dict.fromkeys(["measures", "methods", "photo_truth", "scoreboard", "test_sets"], 5),
