@@ -14,8 +14,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
-from facelab.distributions import uniform
 from facelab.errors import ParameterError
+
+
+def uniform(low: float, high: float, *shape: int, generator: torch.Generator) -> Tensor:
+    """Numbers of the given shape in [low, high)."""
+    return low + (high - low) * torch.rand(shape, generator=generator)
 
 
 def procedural_backgrounds(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from facelab.augmentation import uniform
 from facelab.camera import PerspectiveCamera
 from facelab.face import Face
 from facelab.geometry import euler_to_matrix
@@ -19,11 +20,6 @@ from facelab.parameters import ParameterLayout
 LIMITS_DEGREES = (40.0, 40.0, 15.0)  # InverseFaceNet: pitch, yaw, roll
 LIGHT_UNIT = 1 / SH_CONSTANTS[0]
 EXPRESSION_UNIT = 1 / 12
-
-
-def uniform(low: float, high: float, *shape: int, generator: torch.Generator) -> Tensor:
-    """Numbers of the given shape in [low, high)."""
-    return low + (high - low) * torch.rand(shape, generator=generator)
 
 
 class Distribution(ABC):

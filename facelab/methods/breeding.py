@@ -16,9 +16,8 @@ from torch.nn.functional import avg_pool2d
 from torch.nn.functional import interpolate as resize
 
 from facelab import rasterizer
-from facelab.augmentation import Degradations, degrade, occlude, procedural_backgrounds, to_bytes
+from facelab.augmentation import Degradations, degrade, occlude, procedural_backgrounds, to_bytes, uniform
 from facelab.colour import linear_to_srgb
-from facelab.distributions import uniform
 from facelab.errors import ParameterError
 from facelab.methods.inversefacenet import DISTRIBUTION, SIDE, box_of, clamp_parameters, face_mask
 from facelab.morphable_model import MorphableModel

@@ -110,6 +110,7 @@ def _one(method: Method, record: FaceRecord, measures: Mapping[str, Metric]) -> 
     outcome = Outcome(record.name, dict(record.groups), rounded(1000 * (clock() - start)))
     if failure is None:
         parts = {"vertices": said.mesh.vertices, **vars(said.camera), **vars(said)}
+        parts |= {} if said.light is None else vars(said.light)
         bad = [k for k, v in parts.items() if isinstance(v, Tensor) and not bool(torch.isfinite(v).all())]
         failure = f"NaN or infinity in its {', '.join(bad)}" if bad else None
     if failure is not None:
