@@ -1,0 +1,121 @@
+"""CoarseNet: a face by iterative error feedback (Richardson et al., CVPR 2017, Section 3).
+
+The network sees a grey picture and its own last answer, drawn as two maps, and says a better one:
+
+    r = LAYOUT.zeros(1)                                        # the mean face, centred, from the front
+    for _ in range(4):
+        r = network(network_input(model, r, grey)[0])
+
+Equation and section numbers are the paper's. Its face model has 200 identity and 84 expression components;
+`layout` takes as many as ours has. Pose is in units in which a training's poses have a spread of about one.
+"""
+
+import torch
+from torch import Tensor
+
+from facelab.camera import WeakPerspectiveCamera
+from facelab.errors import ParameterError
+from facelab.face import Face
+from facelab.gbuffer import rasterize_surface
+from facelab.geometry import euler_to_matrix
+from facelab.image_formation import normalised_coordinates
+from facelab.morphable_model import MorphableModel
+from facelab.parameters import ParameterLayout
+
+SIDE = 200  # px, of the network's input
+COMPONENTS = {"identity": 200, "expression": 84}
+BOX_SHARE = 0.6  # of the picture, that the landmarks of the zero vector fill
+UP = 0.06  # by how much of the picture their middle lies below the picture's: more forehead than neck
+UNITS = {"rotation": 0.3, "translation": 0.05, "scale": 0.15}  # radians, picture sides, log of the scale
+GREY = (0.299, 0.587, 0.114)  # of sRGB values (ITU-R BT.601)
+
+
+def layout(model: MorphableModel) -> ParameterLayout:
+    """r of Section 3.1: shape, expression, and 6 numbers for the pose."""
+    sizes = {"identity": len(model.identity_basis), "expression": len(model.expression_basis)}
+    counts = {name: min(size, COMPONENTS[name]) for name, size in sizes.items()}
+    return ParameterLayout(**counts, rotation=3, translation=2, scale=1)
+
+
+def decode(model: MorphableModel, r: Tensor, size: int = SIDE) -> Face:
+    """The faces of vectors (..., layout.size) in pictures of size×size: Eqs. 1 and 2, without skin and light.
+
+    Zero is the mean face in the middle of the picture, from the front.
+    """
+    parts = layout(model).split(r)
+    points = model.landmarks(model.mean)[:, :2]
+    low, high = points.amin(0), points.amax(0)
+    scale = BOX_SHARE * size / (high - low).max()
+    middle = scale * (low + high) / 2 * points.new_tensor([1.0, -1.0])
+    start = points.new_tensor([0.5, 0.5 + UP]) * size - middle
+    camera = WeakPerspectiveCamera(
+        euler_to_matrix(UNITS["rotation"] * parts["rotation"]),
+        scale * (UNITS["scale"] * parts["scale"][..., 0]).exp(),
+        start + size * UNITS["translation"] * parts["translation"],
+    )
+    return Face(parts["identity"], parts["expression"], r.new_zeros(*r.shape[:-1], 0), camera)
+
+
+def mixed(truth: Tensor, other: Tensor, generator: torch.Generator) -> Tensor:
+    """Eq. 3: r_t between the truth and random vectors (B, P), β uniform in [0, 1]: an estimate on its way."""
+    beta = torch.rand((len(truth), 1), generator=generator).to(truth)
+    return beta * truth + (1 - beta) * other
+
+
+@torch.no_grad()
+def feedback(model: MorphableModel, r: Tensor, size: int = SIDE) -> tuple[Tensor, Tensor]:
+    """Section 3.2.1: PNCC and normal map (B, 6, S, S) of the faces r (B, P), and where they are seen.
+
+    PNCC: each pixel's place on the mean face, in [0, 1]³. Normals in camera space, from [-1, 1] to [0, 1].
+    Both are 0 where there is no face: mask (B, 1, S, S) bool.
+    """
+    face = decode(model, r, size)
+    surface = face.surface(model)
+    code = normalised_coordinates(model.mean).expand(*surface.vertices.shape)
+    maps = rasterize_surface(surface.vertices, surface.triangles, face.camera, code, size, size)
+    normals = torch.where(maps.mask, 0.5 + 0.5 * maps.normals, 0.0)
+    return torch.cat([maps.attributes, normals], -3), maps.mask
+
+
+def network_input(
+    model: MorphableModel, r: Tensor, images: Tensor, channels: tuple[str, ...] = ("pncc", "normals")
+) -> Tensor:
+    """What the network sees (B, 1 + 3 · channels, S, S): grey pictures, masked by the face r, and its maps.
+
+    `images` (B, 3, S, S) sRGB; `channels` leaves a map out, for the ablation (an empty one: no feedback, no
+    mask). Raises ParameterError for pictures that are not square.
+    """
+    height, width = images.shape[-2:]
+    if height != width:
+        raise ParameterError(f"CoarseNet's pictures are square, not {width}×{height}; crop the face first.")
+    grey = (images * images.new_tensor(GREY)[:, None, None]).sum(-3, keepdim=True)
+    if not channels:
+        return grey
+    maps, mask = feedback(model, r, width)
+    parts = {"pncc": maps[..., :3, :, :], "normals": maps[..., 3:, :, :]}
+    return torch.cat([grey * mask, *(parts[name] for name in channels)], -3)
+
+
+class GeometryLoss:
+    """Eq. 4: |A â - A a|² over all vertices, as a mean in mm² per vertex, (B,).
+
+    A quadratic form in the coefficients, so no vertex is computed: its Gram matrix (K, K) is, once.
+    """
+
+    def __init__(self, model: MorphableModel) -> None:
+        sizes = layout(model).sizes
+        basis = torch.cat(
+            [model.identity_basis[: sizes["identity"]], model.expression_basis[: sizes["expression"]]]
+        ).flatten(1)
+        self.gram = basis @ basis.T / len(model.mean)
+        self.count = len(basis)
+
+    def __call__(self, estimate: Tensor, truth: Tensor) -> Tensor:
+        """Of vectors (B, P), their poses left out."""
+        difference = (estimate - truth)[..., : self.count]
+        return ((difference @ self.gram) * difference).sum(-1)
+
+
+def pose_loss(estimate: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared error (B,) of the six pose parameters of vectors (B, P), in their units (Section 3.3)."""
+    return (estimate - truth)[..., -6:].square().mean(-1)

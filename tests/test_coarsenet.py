@@ -1,0 +1,231 @@
+"""CoarseNet's representation, feedback, losses; FineNet's criterion: light, skin and relief from shading."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from facelab.camera import WeakPerspectiveCamera
+from facelab.errors import ParameterError
+from facelab.gbuffer import depth_normals
+from facelab.image_formation import normalised_coordinates
+from facelab.methods import coarsenet
+from facelab.methods.coarsenet import GeometryLoss, decode, feedback, layout, mixed, network_input, pose_loss
+from facelab.methods.shading_criterion import (
+    Weights,
+    criterion,
+    estimate_albedo,
+    estimate_light,
+    laplacian,
+    shade_first_order,
+)
+from facelab.morphable_model import MorphableModel
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def model() -> MorphableModel:
+    return MorphableModel.load(subdivisions=0)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def vectors(model: MorphableModel, count: int, seed: int = 0) -> Tensor:
+    return torch.randn((count, layout(model).size), generator=seeded(seed))
+
+
+# --- CoarseNet ----------------------------------------------------------------------------------------------
+
+
+def test_zero_is_the_mean_face_in_the_middle_from_the_front(model: MorphableModel) -> None:
+    assert layout(model).sizes == {
+        "identity": 128, "expression": 64, "rotation": 3, "translation": 2, "scale": 1,
+    }  # fmt: skip
+    face = decode(model, layout(model).zeros(1), 200)
+    surface = face.surface(model)
+    torch.testing.assert_close(surface.vertices[0], model.mean)
+    points = face.camera.project(model.landmarks(model.mean))[0, :, :2]
+    low, high = points.amin(0), points.amax(0)
+    assert float((high - low).max()) == pytest.approx(coarsenet.BOX_SHARE * 200, abs=1e-3)
+    torch.testing.assert_close((low + high) / 2, torch.tensor([100.0, 112.0]), atol=1e-3, rtol=0)
+    assert torch.equal(face.camera.rotation[0], torch.eye(3))
+
+
+def test_mixed_vectors_lie_between_truth_and_chance(model: MorphableModel) -> None:
+    truth, other = vectors(model, 400), vectors(model, 400, 1)
+    on_way = mixed(truth, other, seeded())
+    share = (on_way - other)[:, 0] / (truth - other)[:, 0]
+    twin = share[:, None] * truth + (1 - share[:, None]) * other
+    torch.testing.assert_close(on_way, twin, atol=1e-3, rtol=0)
+    assert share.min() >= -1e-3 and share.max() <= 1.001 and 0.45 < share.mean() < 0.55
+
+
+def test_feedback_shows_where_each_point_of_the_mean_face_is(model: MorphableModel) -> None:
+    """A readable twin: project a vertex that is seen, look its colour up at that pixel."""
+    r = 0.7 * vectors(model, 3)
+    maps, mask = feedback(model, r, 200)
+    assert maps.shape == (3, 6, 200, 200) and maps.min() >= 0 and maps.max() <= 1
+    assert (maps * ~mask == 0).all()
+    face = decode(model, r, 200)
+    surface = face.surface(model)
+    screen, code = face.camera.project(surface.vertices), normalised_coordinates(model.mean)
+    normals = surface.normals @ face.camera.rotation.mT
+    for k in range(3):
+        seen = torch.nonzero((normals[k, :, 2] > 0.8) & model.region_vertices("skin"))[::7, 0]
+        column, row = screen[k, seen, :2].floor().long().unbind(-1)
+        inside = (column >= 0) & (column < 200) & (row >= 0) & (row < 200)
+        seen, column, row = seen[inside], column[inside], row[inside]
+        assert len(seen) > 30
+        shown = maps[k, :, row, column].T
+        for said, true in ((shown[:, :3], code[seen]), (2 * shown[:, 3:] - 1, normals[k, seen])):
+            own, other = ((said - point).norm(dim=1).median() for point in (true, true.flip(0)))
+            assert own < 0.25 * other, "beside another vertex's"
+
+
+def test_the_network_sees_grey_masked_by_the_face(model: MorphableModel) -> None:
+    r, images = 0.5 * vectors(model, 2), torch.rand((2, 3, SIZE, SIZE), generator=seeded())
+    seen = network_input(model, r, images)
+    _, mask = feedback(model, r, SIZE)
+    grey = 0.299 * images[:, :1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:]
+    torch.testing.assert_close(seen[:, :1], grey * mask)
+    assert seen.shape == (2, 7, SIZE, SIZE)
+    assert network_input(model, r, images, ("pncc",)).shape == (2, 4, SIZE, SIZE)
+    torch.testing.assert_close(network_input(model, r, images, ()), grey)
+    with pytest.raises(ParameterError, match="square"):
+        network_input(model, r, images[..., :50])
+
+
+def test_geometry_loss_is_the_vertices_squared_distance(model: MorphableModel) -> None:
+    truth, said = vectors(model, 4), vectors(model, 4, 1)
+    shapes = [decode(model, r).surface(model).vertices for r in (truth, said)]
+    expected = (shapes[0] - shapes[1]).square().sum(-1).mean(-1)
+    torch.testing.assert_close(GeometryLoss(model)(said, truth), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(pose_loss(said, truth), (said - truth)[:, -6:].square().mean(1))
+    moved = truth.clone()
+    moved[:, -6:] += 1
+    assert GeometryLoss(model)(moved, truth).abs().max() == 0 and (pose_loss(moved, truth) == 1).all()
+
+
+# --- the criterion ------------------------------------------------------------------------------------------
+
+CAMERA = WeakPerspectiveCamera.frontal(0.5, SIZE, SIZE, torch.float64)
+
+
+def bowl(detail: float = 0.0) -> Tensor:
+    """Depth (1, S, S) in mm of a convex face-like surface; `detail` mm of fine folds."""
+    axis = torch.linspace(-1, 1, SIZE, dtype=torch.float64)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    depth = 10_000 + 40 * (x**2 + 0.6 * y**2)
+    return (depth + detail * torch.sin(14 * x) * torch.cos(11 * y))[None]
+
+
+def scene(detail: float) -> dict[str, Tensor]:
+    normals = depth_normals(bowl(detail), CAMERA)
+    tint = torch.tensor([[1.1], [1.0], [0.9]], dtype=torch.float64)
+    light = tint * torch.tensor([0.35, 0.2, 0.25, 0.4], dtype=torch.float64)
+    generator = seeded(3)
+    basis = torch.rand((4, 3, SIZE, SIZE), generator=generator, dtype=torch.float64) - 0.5
+    mean = torch.full((3, SIZE, SIZE), 0.4, dtype=torch.float64)
+    coefficients = torch.tensor([0.1, -0.05, 0.08, 0.02], dtype=torch.float64)
+    albedo = mean + torch.einsum("k,kchw->chw", coefficients, basis)
+    image = albedo * shade_first_order(light, normals)
+    mask = torch.ones(1, SIZE, SIZE, dtype=torch.bool)
+    mask[:, :5] = False
+    return {
+        "normals": normals, "light": light, "basis": basis, "mean": mean, "coefficients": coefficients,
+        "albedo": albedo, "image": image, "mask": mask,
+    }  # fmt: skip
+
+
+def test_least_squares_find_the_light_and_the_skin_that_made_a_picture() -> None:
+    s = scene(0.0)
+    known = dict(rtol=0, atol=1e-4)
+    light = estimate_light(s["image"], s["normals"], s["albedo"], s["mask"])
+    torch.testing.assert_close(light, s["light"], **known)
+    args = (s["image"], s["normals"], s["light"], s["mean"], s["basis"], s["mask"])
+    albedo, coefficients = estimate_albedo(*args)
+    torch.testing.assert_close(coefficients, s["coefficients"], **known)
+    torch.testing.assert_close(albedo, s["albedo"], **known)
+    # a batch is its parts; what is outside of the mask does not matter
+    noise = torch.where(s["mask"], s["image"], 7.0)
+    both = estimate_light(
+        torch.stack([s["image"], noise]), s["normals"].expand(2, -1, -1, -1), s["albedo"], s["mask"]
+    )
+    torch.testing.assert_close(both, light.expand(2, -1, -1))
+    empty = torch.zeros_like(s["mask"])
+    assert estimate_light(s["image"], s["normals"], s["albedo"], empty).abs().max() == 0
+
+
+def test_terms_are_those_of_a_loop_over_pixels() -> None:
+    s, coarse, depth = scene(0.5), bowl(), bowl(0.7)
+    terms = criterion(depth, coarse, s["image"], s["albedo"], s["light"], CAMERA, s["mask"])
+    normals, pixels = depth_normals(depth, CAMERA), 0
+    sums = {"shading": 0.0, "fidelity": 0.0, "smoothness": 0.0}
+    for i in range(SIZE):
+        for j in range(SIZE):
+            if not s["mask"][0, i, j]:
+                continue
+            pixels += 1
+            basis = torch.cat([torch.ones(1, dtype=torch.float64), normals[:, i, j]])
+            drawn = s["albedo"][:, i, j] * (s["light"] @ basis)
+            sums["shading"] += float((drawn - s["image"][:, i, j]).square().sum())
+            sums["fidelity"] += float((0.5 * (depth - coarse)[0, i, j]) ** 2)
+            curved = -4 * depth[0, i, j]
+            for a, b in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
+                curved = curved + depth[0, min(max(a, 0), SIZE - 1), min(max(b, 0), SIZE - 1)]
+            sums["smoothness"] += abs(0.5 * float(curved))
+    for name, value in sums.items():
+        assert float(terms[name]) == pytest.approx(value / pixels, rel=1e-6), name
+    total = sum(getattr(Weights(), name) * float(terms[name]) for name in sums)
+    assert float(terms["total"]) == pytest.approx(total)
+    assert laplacian(3 + 0 * bowl()).abs().max() == 0
+
+
+def test_gradients() -> None:
+    generator = seeded()
+    small = replace(CAMERA, offset=torch.tensor([3.0, 3.0], dtype=torch.float64))
+    image, albedo = (torch.rand((2, 6, 6), generator=generator, dtype=torch.float64) for _ in range(2))
+    mask = torch.ones(1, 6, 6, dtype=torch.bool)
+    start = 1000 + torch.rand((1, 6, 6), generator=generator).double()
+
+    def total(depth: Tensor) -> Tensor:
+        light = estimate_light(image, depth_normals(depth, small), albedo, mask)
+        return criterion(depth, start, image, albedo, light, small, mask)["total"]
+
+    moved = (start + torch.rand((1, 6, 6), generator=generator).double()).requires_grad_()
+    assert gradcheck(total, moved, atol=1e-5)
+
+
+def test_the_criterion_alone_finds_folds_from_their_shading() -> None:
+    """What FineNet approximates: start from the smooth surface, follow the gradient. The same steps without
+    the shading term find nothing."""
+    s, coarse, truth = scene(0.6), bowl(), bowl(0.6)
+    wanted = depth_normals(truth, CAMERA)
+    inner = (slice(None), slice(8, -3), slice(3, -3))
+
+    def angle(depth: Tensor) -> float:
+        cosine = (depth_normals(depth, CAMERA) * wanted).sum(0, keepdim=True)[inner]
+        return float(cosine.clamp(-1, 1).acos().rad2deg().mean())
+
+    errors = {}
+    for name, shading in (("with", 1.0), ("without", 0.0)):
+        offset = torch.zeros_like(coarse).requires_grad_()
+        adam = torch.optim.Adam([offset], 0.02)
+        weights = Weights(shading=shading, fidelity=5e-5, smoothness=1e-5)
+        for _ in range(150):
+            loss = criterion(
+                coarse + offset, coarse, s["image"], s["albedo"], s["light"], CAMERA, s["mask"], weights
+            )["total"]
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        errors[name] = angle((coarse + offset).detach())
+    before = angle(coarse)
+    assert errors["with"] < 0.5 * before and errors["without"] > 0.9 * before, (before, errors)
