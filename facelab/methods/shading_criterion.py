@@ -54,7 +54,7 @@ def estimate_light(image: Tensor, normals: Tensor, albedo: Tensor, mask: Tensor)
 def estimate_albedo(
     image: Tensor, normals: Tensor, light: Tensor, mean: Tensor, basis: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Eqs. 10, 12: the albedo (..., C, H, W), and its coefficients (..., K), that explain an image in a light.
+    """Eqs. 10, 12: the albedo (..., C, H, W), and its coefficients (..., K), that explain an image.
 
     `mean` (..., C, H, W) and `basis` (..., K, C, H, W) are what a face model's skin looks like at each pixel.
     """
