@@ -9,6 +9,7 @@ The names in `state_dict()` are torchvision's, so its ImageNet weights load. All
 
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from facelab.errors import ModelFileError, ParameterError
 
@@ -151,6 +152,50 @@ class Small(nn.Module):
         factor = max(1, min(image.shape[-2:]) // SMALL_SIDE)
         image = avg_pool2d(image, factor) if factor > 1 else image
         return self.classifier(self.features(image - 0.5))
+
+
+class Hypercolumn(nn.Module):
+    """FineNet's network (Richardson et al. 2017, Section 4.2): VGG-16 before its third pooling, every pixel
+    described by the outputs of its three blocks, and a regressor on that.
+
+    Coarser maps are brought to the picture's size by 2×2 convolutions of stride 2, transposed, one a level;
+    with the input's two channels and a `width` of 64 a column has 2 + 64 + 128 + 256 = 450 numbers. The last
+    layer starts at zero. Any size of picture: (B, inputs, H, W) -> (B, outputs, H, W).
+    """
+
+    def __init__(self, inputs: int = 2, outputs: int = 1, width: int = 64) -> None:
+        super().__init__()
+
+        def convolutions(i: int, o: int, count: int) -> nn.Sequential:
+            sizes = [i] + [o] * count
+            return nn.Sequential(*(m for a, b in pairwise(sizes) for m in (nn.Conv2d(a, b, 3, 1, 1), nn.ReLU())))
+
+        def up(channels: int, levels: int) -> nn.Sequential:
+            steps = (nn.ConvTranspose2d(channels, channels, 2, 2) for _ in range(levels))
+            return nn.Sequential(*(m for step in steps for m in (step, nn.ReLU())))
+
+        widths = (width, 2 * width, 4 * width)
+        self.blocks = nn.ModuleList(
+            convolutions(i, o, count) for i, o, count in zip((inputs, *widths), widths, (2, 2, 3))
+        )
+        self.ups = nn.ModuleList(up(channels, level) for level, channels in enumerate(widths))
+        column = inputs + sum(widths)
+        self.regressor = nn.Sequential(nn.Conv2d(column, width, 1), nn.ReLU(), nn.Conv2d(width, outputs, 1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for parameter in self.regressor[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H, W)."""
+        height, width = maps.shape[-2:]
+        padded = pad(maps, (0, -width % 4, 0, -height % 4), mode="replicate")
+        columns, level = [padded], padded
+        for k, (block, up) in enumerate(zip(self.blocks, self.ups)):
+            level = block(max_pool2d(level, 2) if k else level)
+            columns.append(up(level))
+        return self.regressor(torch.cat(columns, 1))[..., :height, :width]
 
 
 def _resnet(blocks: tuple[int, ...], bottleneck: bool) -> Callable[[int, int], nn.Module]:

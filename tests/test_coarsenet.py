@@ -6,15 +6,24 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from facelab.camera import WeakPerspectiveCamera
 from facelab.errors import ParameterError
-from facelab.gbuffer import depth_normals
+from facelab.gbuffer import depth_normals, rasterize_surface
 from facelab.image_formation import normalised_coordinates
 from facelab.methods import coarsenet
-from facelab.methods.coarsenet import GeometryLoss, decode, feedback, layout, mixed, network_input, pose_loss
+from facelab.methods.coarsenet import (
+    GeometryLoss,
+    decode,
+    depth_map,
+    feedback,
+    layout,
+    mixed,
+    network_input,
+    pose_loss,
+)
 from facelab.methods.shading_criterion import (
     Weights,
     criterion,
@@ -24,6 +33,7 @@ from facelab.methods.shading_criterion import (
     shade_first_order,
 )
 from facelab.morphable_model import MorphableModel
+from facelab.networks import Hypercolumn
 
 SIZE = 64
 
@@ -112,6 +122,57 @@ def test_geometry_loss_is_the_vertices_squared_distance(model: MorphableModel) -
     moved[:, -6:] += 1
     assert GeometryLoss(model)(moved, truth).abs().max() == 0
     torch.testing.assert_close(pose_loss(moved, truth), torch.ones(4))
+
+
+def test_depth_map_is_the_rasterized_surface(model: MorphableModel) -> None:
+    r = 0.5 * vectors(model, 2)
+    depth, mask = depth_map(model, r, SIZE)
+    face = decode(model, r, SIZE)
+    surface = face.surface(model)
+    maps = rasterize_surface(surface.vertices, model.triangles, face.camera, surface.vertices, SIZE, SIZE)
+    assert torch.equal(mask, maps.mask)
+    torch.testing.assert_close(depth, maps.depth)
+    torch.testing.assert_close(depth[mask], -maps.positions[:, 2:][mask], atol=2e-2, rtol=0)
+
+
+def test_gradients_of_the_depth_map_are_the_barycentric_weights(model: MorphableModel) -> None:
+    """Eq. 7, against finite differences: a step along -z moves the seen pixels by it, a step sideways by
+    nothing, unless x and y are asked for."""
+    exact = model.to(dtype=torch.float64)
+    r = torch.zeros(1, layout(model).size, dtype=torch.float64, requires_grad=True)
+    k = 3  # a component of shape
+    gradients = {}
+    for through in ("z", "xyz"):
+        depth, mask = depth_map(exact, r, SIZE, through)
+        (gradients[through],) = torch.autograd.grad(depth.sum(), r)
+    # with fixed places on the screen: the vertices' own depths, interpolated
+    face = decode(exact, r.detach(), SIZE)
+    surface = face.surface(exact)
+    moved = face.camera.rotation[0] @ exact.identity_basis[k].T
+    maps = rasterize_surface(surface.vertices, exact.triangles, face.camera, -moved.T[:, 2:], SIZE, SIZE)
+    assert float(gradients["z"][0, k]) == pytest.approx(float(maps.attributes.sum()), rel=1e-3)
+    assert gradients["z"][0, -3:].abs().max() < 1e-6 < gradients["xyz"][0, -3:].abs().max()
+    # with them: what the map does when the component changes (but for pixels that change their triangle)
+    step = 1e-4
+    with torch.no_grad():
+        up, down = r.detach().clone(), r.detach().clone()
+        up[0, k] += step
+        down[0, k] -= step
+        (high, seen), (low, also) = depth_map(exact, up, SIZE), depth_map(exact, down, SIZE)
+        both = seen & also & mask
+        change = ((high - low)[both] / (2 * step)).sum()
+    assert float(gradients["xyz"][0, k]) == pytest.approx(float(change), rel=0.03)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 63), (70, 130), (9, 8)])
+def test_the_hypercolumn_network_takes_any_size(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    network = Hypercolumn(width=4)
+    maps = torch.rand((2, 2, *size), generator=seeded())
+    assert network(maps).shape == (2, 1, *size) and network(maps).abs().max() == 0, "zero at the start"
+    nn.init.normal_(network.regressor[-1].weight, generator=seeded(1))
+    said = network(maps)
+    assert (said[0] - said[1]).abs().max() > 0 and Hypercolumn().regressor[0].in_channels == 450
 
 
 # --- the criterion ------------------------------------------------------------------------------------------

@@ -10,9 +10,12 @@ Equation and section numbers are the paper's. Its face model has 200 identity an
 `layout` takes as many as ours has. Pose is in units in which a training's poses have a spread of about one.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from facelab import rasterizer
 from facelab.camera import WeakPerspectiveCamera
 from facelab.errors import ParameterError
 from facelab.face import Face
@@ -94,6 +97,24 @@ def network_input(
     maps, mask = feedback(model, r, width)
     parts = {"pncc": maps[..., :3, :, :], "normals": maps[..., 3:, :, :]}
     return torch.cat([grey * mask, *(parts[name] for name in channels)], -3)
+
+
+def depth_map(
+    model: MorphableModel, r: Tensor, size: int = SIDE, through: Literal["z", "xyz"] = "z"
+) -> tuple[Tensor, Tensor]:
+    """The rendering layer of Section 4.1: depth (B, 1, S, S) in mm of the faces r (B, P), and its mask.
+
+    A pixel's depth is that of its triangle, by barycentric weights (Eq. 6). Gradients go to the vertices'
+    depths, with those weights (Eq. 7); with `through` "xyz" also to their places on the screen, which the
+    paper leaves as an alternative. (The weights are perspective-correct; 10 m away that is Eq. 6.)
+    """
+    face = decode(model, r, size)
+    screen = face.camera.project(face.surface(model).vertices)
+    if through == "z":
+        screen = torch.cat([screen[..., :2].detach(), screen[..., 2:]], -1)
+    face_index = rasterizer.rasterize(screen, model.triangles, size, size)
+    _, depth = rasterizer.interpolate(screen, model.triangles, face_index, screen[..., :0])
+    return depth, (face_index >= 0)[:, None]
 
 
 class GeometryLoss:
