@@ -167,8 +167,8 @@ class Hypercolumn(nn.Module):
         super().__init__()
 
         def convolutions(i: int, o: int, count: int) -> nn.Sequential:
-            sizes = [i] + [o] * count
-            return nn.Sequential(*(m for a, b in pairwise(sizes) for m in (nn.Conv2d(a, b, 3, 1, 1), nn.ReLU())))
+            layers = [nn.Conv2d(a, b, 3, 1, 1) for a, b in pairwise([i] + [o] * count)]
+            return nn.Sequential(*(m for layer in layers for m in (layer, nn.ReLU())))
 
         def up(channels: int, levels: int) -> nn.Sequential:
             steps = (nn.ConvTranspose2d(channels, channels, 2, 2) for _ in range(levels))
