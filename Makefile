@@ -21,7 +21,7 @@ export PHOTO
 COUNT   ?= 20000
 SEED    ?= 1
 
-.PHONY: run test lint unit fuzz notebooks-test nbval lab notebooks model test-sets gpu lock clean help
+.PHONY: run test lint unit fuzz notebooks-test nbval lab notebooks model test-sets gpu gpu-kit lock clean help
 
 help:
 	@sed -n 's/^# //p' Makefile; grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -85,6 +85,9 @@ test-sets: $(VENV)/.installed ## rebuild facelab/data/test_sets (half an hour; o
 
 gpu: $(VENV)/.installed ## check, measure and train on an NVIDIA card (docs/gpu.md); GPU="--device cpu --minutes 10": in miniature
 	OMP_NUM_THREADS=1 $(BIN)/python data_scripts/gpu.py $(GPU)
+
+gpu-kit: $(VENV)/.installed ## pack what a GPU machine without package registry lacks (docs/gpu.md)
+	@$(BIN)/python data_scripts/gpu_kit.py
 
 clean: ## remove the virtual environment and everything that was made
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -3,16 +3,23 @@
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 
 import gpu
+import gpu_kit
 from gpu import STAGES, Runner, Stage, cut, whole
+
+from facelab.training import load_checkpoint
 
 
 def runner(tmp_path: Path, minutes: float = 5.0) -> Runner:
@@ -109,13 +116,36 @@ def test_weights_of_every_training_are_read_by_the_rows() -> None:
     assert all(bool(stage.training) == bool(stage.small_training) for stage in STAGES)
 
 
+def test_the_kit_is_of_locked_wheels_and_another_name_of_fabric(tmp_path: Path, monkeypatch) -> None:
+    errors = torch.ones(3, 68, 2)
+    monkeypatch.setattr(gpu_kit, "detector_errors", lambda path: save_file({"errors": errors}, path))
+    asked = []
+
+    def pip(command: list[str], check: bool) -> None:
+        asked.append(Path(command[-1]).read_text())
+        assert "--require-hashes" in command and check
+        (Path(command[command.index("--dest") + 1]) / "roma-1-py3-none-any.whl").touch()
+
+    monkeypatch.setattr(gpu_kit.subprocess, "run", pip)
+    folder, wheel = gpu_kit.pack(tmp_path / "kit")
+    assert wheel.name == "roma-1-py3-none-any.whl" and "--hash=sha256:" in asked[0]
+    assert re.match(r"roma==[\d.]+ ", asked[0]) and asked[0].count("==") == 1
+    found = gpu.KIT.parent / Path(next(stage.brought for stage in STAGES if stage.brought)).name
+    assert torch.equal(load_file(folder / found.name)["errors"], errors)
+    fabric = ModuleType("lightning.fabric")
+    fabric.Fabric = object()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lightning", ModuleType("lightning"))
+    monkeypatch.setitem(sys.modules, "lightning.fabric", fabric)
+    scope: dict[str, object] = {}
+    exec((folder / "lightning_fabric" / "__init__.py").read_text(), scope)
+    assert scope["Fabric"] is fabric.Fabric
+
+
 def test_inversefacenet_in_miniature(tmp_path: Path) -> None:
     """The real stages from pictures to weights; all of them: make gpu GPU="--device cpu --minutes 20"."""
     assert runner(tmp_path, 10.0).all(["pictures", "inversefacenet"])
     entry = json.loads((tmp_path / "out" / "stages.json").read_text())["inversefacenet"]
     assert entry["state"] == "done" and 2 <= entry["steps"] <= 4 and entry["seconds a step"] > 0
-    from facelab.training import load_checkpoint
-
     weights, card = load_checkpoint(tmp_path / "out" / "weights" / "inversefacenet.safetensors")
     assert card["row"] == "unbred" and weights
     assert gpu.take_weights(("inversefacenet",), tmp_path / "out", tmp_path / "work") == []
