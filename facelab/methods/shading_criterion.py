@@ -83,6 +83,18 @@ def laplacian(depth: Tensor) -> Tensor:
     return conv2d(pad(flat, (1, 1, 1, 1), mode="replicate"), kernel).reshape(depth.shape)
 
 
+def interior(mask: Tensor) -> Tensor:
+    """The pixels of a mask (..., 1, H, W) bool whose four neighbours are in it; the border repeats itself."""
+    around = pad(mask.reshape(-1, 1, *mask.shape[-2:]).float(), (1, 1, 1, 1), mode="replicate").bool()
+    rows, columns = slice(1, -1), slice(1, -1)
+    whole = around[..., rows, columns]
+    for other in (around[..., :-2, columns], around[..., 2:, columns]):
+        whole = whole & other
+    for other in (around[..., rows, :-2], around[..., rows, 2:]):
+        whole = whole & other
+    return whole.reshape(mask.shape)
+
+
 def criterion(
     depth: Tensor,
     coarse: Tensor,
@@ -99,9 +111,10 @@ def criterion(
         depth, coarse: (..., 1, H, W) mm: ẑ and z₀.
         image, albedo: (..., C, H, W) linear. light: (..., C, 4).
         camera: weak perspective; its scale turns mm into pixels.
-        mask: (..., 1, H, W) bool, where there is skin.
+        mask: (..., 1, H, W) bool, where there is skin. Pixels beside others do not count: their normal and
+            Laplacian look across the edge.
     """
-    weights, share = weights or Weights(), mask.to(depth)
+    weights, share = weights or Weights(), interior(mask).to(depth)
     pixels = share.sum((-3, -2, -1)).clamp(min=1)
     scale = camera.scale[..., None, None, None]
 
