@@ -1,5 +1,5 @@
 # facelab. `make run` reconstructs a photograph, `make test` checks everything, `make lab` opens the course.
-# Each target does its own set-up: a virtual environment in .venv with the versions of pyproject.toml.
+# Each target does its own set-up: a virtual environment in .venv with the versions of the lock files.
 
 PYTHON  ?= python3
 PHOTO   ?=

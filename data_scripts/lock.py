@@ -19,7 +19,7 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("dev", "judge")  # what `make` installs; pytorch3d is a choice
+EXTRAS = ("notebooks", "photos", "judge", "dev")  # what `make` installs; the others are a choice
 CUDA = re.compile(r"(nvidia|cuda)-|triton$")
 HEADER = "# Made by `make lock` from pyproject.toml; docs/supply.md says how it is used. {}\n"
 NOTES = {

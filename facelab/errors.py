@@ -72,5 +72,9 @@ class DivergenceError(FacelabError):
     """The loss of a training is no longer a number, or has exploded."""
 
 
+class MissingPackageError(FacelabError, ImportError):
+    """A package that only a part of facelab needs is not installed."""
+
+
 class CheckFailedError(FacelabError, AssertionError):
     """A learner's function does not do what the exercise asks."""

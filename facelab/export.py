@@ -25,11 +25,13 @@ from facelab.errors import MeshError, ParameterError
 from facelab.files import write_whole
 from facelab.geometry import check_triangles, vertex_normals
 from facelab.morphable_model import MorphableModel
+from facelab.printing import one_line
 
 METRES_PER_MM = 0.001
 F0_WHITE = 0.08  # the F0 that white means in the specular PNG
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class TexturedMesh:
     """A mesh with one UV coordinate per vertex: N vertices, some of them copies of one point at a seam."""

@@ -19,8 +19,10 @@ from facelab.illumination import Light, SphericalHarmonicsLight
 from facelab.image_formation import Picture, VertexPicture, render, shade_vertices
 from facelab.morphable_model import MorphableModel
 from facelab.photos import Crop
+from facelab.printing import one_line
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Surface:
     """A face as a mesh in model space: what a camera and a light need to know of it."""
@@ -42,6 +44,7 @@ class Surface:
         return vertex_normals(self.vertices, self.triangles)
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Face:
     """One face, or a batch of them: coefficients of a face model, the camera that sees it and its light.

@@ -17,8 +17,10 @@ from facelab import rasterizer
 from facelab.camera import Camera, PerspectiveCamera
 from facelab.errors import ParameterError
 from facelab.geometry import normalise, vertex_normals
+from facelab.printing import one_line
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class GBuffer:
     """Maps of a rasterized surface, zero where it is not seen."""

@@ -17,8 +17,10 @@ from facelab.gbuffer import GBuffer, rasterize_surface
 from facelab.geometry import dot, vertex_normals
 from facelab.illumination import Light
 from facelab.parameters import finite
+from facelab.printing import one_line
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Picture:
     """What `render` makes. Maps are zero where there is no mesh, except for `image` and `linear`."""
@@ -43,6 +45,7 @@ class Picture:
     """`(..., H, W)` int64 triangle seen at each pixel, -1 for none"""
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class VertexPicture:
     """What `shade_vertices` makes: F_i(x) = (u_i, c_i) of MoFA, Eq. 5."""

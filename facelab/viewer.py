@@ -12,12 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -28,6 +24,13 @@ from facelab.geometry import euler_to_matrix
 from facelab.illumination import Light, SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
 from facelab.image_formation import render, render_attributes
 from facelab.parameters import ParameterLayout
+from facelab.third_party import needs
+
+with needs("notebooks"):
+    import matplotlib
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
 
 
 class Plot(Figure):
@@ -227,7 +230,8 @@ def mesh_figure(
     vertices: Tensor, triangles: Tensor, colour: Tensor | None = None, height: int = 400, width: int = 400
 ) -> MeshView:
     """A 3-D view of vertices (V, 3) mm with per-vertex linear colours (V, 3), or grey."""
-    import plotly.graph_objects as go  # takes a second
+    with needs("notebooks"):
+        import plotly.graph_objects as go  # takes a second
 
     x, y, z = vertices.detach().cpu().float().numpy().T
     i, j, k = triangles.cpu().numpy().astype(np.int32).T
@@ -277,7 +281,8 @@ class ParameterSliders:
         angles: Sequence[str] = ("rotation",),
         pause: float = 0.3,
     ) -> None:
-        import ipywidgets as widgets  # an optional need of the library, a fixed one of the notebooks
+        with needs("notebooks"):
+            import ipywidgets as widgets
 
         self.theta = layout.zeros() if start is None else start.detach().clone()
         layout.check(self.theta)
@@ -330,7 +335,8 @@ class ParameterSliders:
         return move
 
     def _shown(self) -> Any:
-        from IPython.display import Image as Shown
+        with needs("notebooks"):
+            from IPython.display import Image as Shown
 
         return Shown(to_png(self.image))
 

@@ -1,8 +1,10 @@
 """What comes from others: the lock files, the workflow that installs them, the model files' hashes."""
 
+import ast
 import re
+import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from itertools import product
 from pathlib import Path
 
@@ -61,7 +63,28 @@ def declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     optional = project["project"]["optional-dependencies"]
     lines = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-    return [Requirement(line) for line in (*lines, *(line for name in EXTRAS for line in optional[name]))]
+    wanted = [Requirement(line) for line in (*lines, *(line for name in EXTRAS for line in optional[name]))]
+    return [one for one in wanted if one.name != "facelab"]  # an extra of ours that another includes
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def imported_packages():
+    """Canonical names of the packages that `facelab` imports: always, and inside functions and blocks."""
+    providers, always, sometimes = packages_distributions(), set(), set()
+    for path in sorted((ROOT / "facelab").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        top = {id(node) for node in tree.body}
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            ours = sys.stdlib_module_names | {"facelab", ""}
+            for name in {name.partition(".")[0] for name in names} - ours:
+                found = {canonical(package) for package in providers.get(name, [name])}
+                (always if id(node) in top else sometimes).update(found)
+    return always, sometimes
 
 
 # ---------------------------------------------------------------------------------------------- lock files
@@ -110,6 +133,35 @@ def test_lock_holds_all_that_is_needed_transitively():
     assert len({name for name, _ in seen}) > 100  # the walk went through the tree
 
 
+def test_core_is_what_the_library_imports():
+    core = {canonical(Requirement(line).name) for line in project()["dependencies"]}
+    extras = project()["optional-dependencies"]
+    optional = {canonical(Requirement(line).name) for lines in extras.values() for line in lines}
+    always, sometimes = imported_packages()
+    assert always - {"pytorch3d", "triton"} == core, "but for backends, which are imported by name"
+    known = {"dlib", "ipython", "pytorch3d", "torchvision"}  # others' names; one has a fallback
+    assert sometimes - core <= optional | known
+    assert not core & {"matplotlib", "dlib-bin", "onnx", "jupyterlab"}
+
+
+def test_versions_are_ranges_and_the_lock_is_in_them():
+    extras = project()["optional-dependencies"]
+    for name, lines in {"": project()["dependencies"], **extras}.items():
+        for line in map(Requirement, lines):
+            operators = {specifier.operator for specifier in line.specifier}
+            wanted = set() if line.name == "facelab" else {"=="} if name == "pytorch3d" else {">="}
+            assert operators == wanted, line
+    assert set(EXTRAS) <= set(extras)
+
+
+def test_conda_names_what_people_look_for():
+    wanted = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = (entry["pip"] for entry in wanted if isinstance(entry, dict))
+    names = {entry.partition("=")[0] for entry in wanted if isinstance(entry, str)}
+    assert names >= {"jupyterlab", "ipywidgets", "pytorch", "pytorch3d", "matplotlib", "plotly", "numpy"}
+    assert names >= {"nbval", "papermill"} and pip == ["-e .[dev]"]
+
+
 def test_make_installs_nothing_but_the_locks():
     text = (ROOT / "Makefile").read_text()
     target = text[text.index("$(VENV)/.installed:") :].partition("\n\n")[0]
@@ -127,9 +179,10 @@ def test_workflow_runs_make_test_on_each_system():
     assert {s.rsplit("-", 1)[0] for s in matrix["os"]} >= {"macos", "windows"} and len(matrix["os"]) == 4
     assert matrix["python"] == ["3.11", "3.13"] and not jobs["test"]["strategy"]["fail-fast"]
     assert jobs["processor"]["env"]["ATEN_CPU_CAPABILITY"] == "default"
-    for job in jobs.values():
+    for name, job in jobs.items():
         commands = [step.get("run", "") for step in job["steps"]]
-        assert any("make test" in command for command in commands)
+        wanted = "lowest-direct" if name == "lowest" else "make test"
+        assert any(wanted in command for command in commands)
         for step in job["steps"]:
             assert "uses" not in step or re.search(r"@(v\d+|[0-9a-f]{40})$", step["uses"]), step
 

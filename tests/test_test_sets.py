@@ -214,14 +214,12 @@ def test_ict_takes_a_converted_model(tmp_path: Path) -> None:
         load_test_set("ict", folder=tmp_path)
 
 
-def test_ict_that_cannot_be_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the converter says is passed on, and nothing is left in the cache."""
-    monkeypatch.setenv("FACELAB_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "ict_facekit_light.npz").write_bytes(b"no arrays")
-    (tmp_path / "vertex_indices.json").write_text("{}")
-    with pytest.raises(ModelFileError, match="cannot be converted"):
-        load_test_set("ict", folder=tmp_path)
-    assert list((tmp_path / "cache").iterdir()) == []
+def test_ict_that_is_not_converted(tmp_path: Path) -> None:
+    """The library runs no data script: it says which one."""
+    (tmp_path / "ict_facekit_light.npz").write_bytes(b"arrays")
+    for folder in (tmp_path, tmp_path / "ict_facekit_light.npz", tmp_path / "nowhere"):
+        with pytest.raises(ModelFileError, match=r"convert_ict_facekit\.py"):
+            load_test_set("ict", folder=folder)
 
 
 # --- photographs --------------------------------------------------------------------------------------------

@@ -34,12 +34,14 @@ from facelab.methods.initialisation import initial_light, initial_pose
 from facelab.methods.residuals import Estimate, VertexBases, shrink, unknowns
 from facelab.morphable_model import MorphableModel
 from facelab.photos import Crop, LandmarkDetector, crop_face, find_face, load_photo
+from facelab.printing import one_line
 from facelab.records import Reconstruction
 
 Progress = Callable[[str, float], None]
 LEAST_CONFIDENCE = 0.1  # of a landmark; below, its expected error grows no further
 
 
+@one_line
 @dataclass(frozen=True)
 class Fit:
     """A reconstruction: the estimate, and what is needed to draw it."""

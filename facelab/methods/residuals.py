@@ -26,6 +26,7 @@ from facelab.geometry import vertex_normals
 from facelab.illumination import SH_CONSTANTS, sh_basis
 from facelab.morphable_model import MorphableModel
 from facelab.parameters import ParameterLayout
+from facelab.printing import one_line
 from facelab.rasterizer import interpolate, rasterize
 
 SHARED = ("identity", "albedo")
@@ -43,6 +44,7 @@ def unknowns(model: MorphableModel) -> ParameterLayout:
     )
 
 
+@one_line
 @dataclass(frozen=True)
 class Estimate:
     """The unknowns of one photograph: coefficients in standard deviations, pose in camera space (mm)."""

