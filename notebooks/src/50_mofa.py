@@ -903,7 +903,8 @@ face = decoder.face(codes_now[:1], 240)
 surface = face.surface(model)
 colours = [
     replace(face, light=SphericalHarmonicsLight(s * face.light.coefficients))
-    .shade(replace(surface, diffuse=surface.diffuse / s)).colour
+    .shade(replace(surface, diffuse=surface.diffuse / s))
+    .colour
     for s in (1.0, factor)
 ]
 numbers["same_colours_difference"] = float((colours[0] - colours[1]).abs().max())

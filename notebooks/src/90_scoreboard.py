@@ -13,6 +13,8 @@
 # %%
 import json
 from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -45,7 +47,6 @@ from facelab.scoreboard import (
     Row,
     evaluate,
     load_rows,
-    log_file,
     markdown,
     ranking,
     save_row,
@@ -448,15 +449,14 @@ class PulledPlug(AverageFace):
         return super().reconstruct(image)
 
 
-log = out / "in_model__average_face.jsonl"
-log.unlink(missing_ok=True)
-try:
-    evaluate(PulledPlug(), small, "in_model", preset=PRESET, seed=SEED, folder=out)
-except KeyboardInterrupt:
-    print("stopped after", len(log.read_text().splitlines()) - 1, "of", len(small), "pictures")
-mine = [evaluate(method, small, "in_model", preset=PRESET, seed=SEED, folder=out) for method in methods]
-for row in mine:
-    log_file(row, out).unlink()
+with TemporaryDirectory(dir=out) as folder:  # of the outcomes, one line each
+    run = {"records": small, "test_set": "in_model", "preset": PRESET, "seed": SEED, "folder": folder}
+    try:
+        evaluate(PulledPlug(), **run)
+    except KeyboardInterrupt:
+        (log,) = Path(folder).glob("*.jsonl")
+        print("stopped after", len(log.read_text().splitlines()) - 1, "of", len(small), "pictures")
+    mine = [evaluate(method, **run) for method in methods]
 print(mine[0].method, "failed at:", mine[0].failures)
 first = mine[0].outcomes[0]
 print(first.name, first.groups, {k: round(v, 2) for k, v in list(first.values.items())[:5]}, "...")
