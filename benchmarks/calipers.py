@@ -42,7 +42,7 @@ from uv_maps import vertex_normals
 
 from facelab.morphable_model import MorphableModel
 
-from report import describe_run
+from report import compared_models, describe_run
 
 RESULTS = Path(__file__).parent / "results"
 CHUNK = 200
@@ -160,12 +160,13 @@ def main() -> None:
     photos, ratio_norm = norms["photograph_ratios"]["n"], lambda name: photograph_norm(norms, name)
     if arguments.photos:
         photos, ratio_norm = photograph_norms(arguments.photos)
-    files = {"model": arguments.model} | ({"before": arguments.before} if arguments.before else {})
+    files, digests = compared_models(arguments.model, arguments.before)
     results = {
         name: measure_everything(file, arguments.people, arguments.seed, norms, ratio_norm)
         for name, file in files.items()
     }
     run: dict[str, Any] = describe_run(arguments.seed) | {"people": arguments.people, "photographs": photos}
+    run |= digests
     text = report(results, run)
     print(text)
     arguments.out.mkdir(parents=True, exist_ok=True)

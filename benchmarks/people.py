@@ -32,7 +32,7 @@ from facelab.methods.energy import Settings
 from facelab.methods.fitting import Fit, fit_landmarks
 from facelab.morphable_model import MorphableModel
 
-from report import describe_run
+from report import compared_models, describe_run
 
 RESULTS = Path(__file__).parent / "results"
 SIZE = 256
@@ -123,9 +123,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     marks = read_marks(arguments.folder, arguments.count, arguments.seed)
-    files = {"model": arguments.model} | ({"before": arguments.before} if arguments.before else {})
+    files, digests = compared_models(arguments.model, arguments.before)
     results = {name: measure(MorphableModel.load(file, 0), marks) for name, file in files.items()}
-    run: dict[str, Any] = describe_run(arguments.seed) | {"photographs": len(marks)}
+    run: dict[str, Any] = describe_run(arguments.seed) | {"photographs": len(marks)} | digests
     lines = [["measure", *results], ["---"] * (1 + len(results))]
     lines += [[text, *(f"{one[key]:.2f}" for one in results.values())] for key, text in MEASURES.items()]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from facelab.morphable_model import DEFAULT_MODEL
+from facelab.photo_folders import sha256_of
+
 
 def commit() -> str:
     """The repository's commit, short; "unknown" where there is no repository, or no git."""
@@ -35,3 +38,10 @@ def describe_run(seed: int) -> dict[str, Any]:
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def compared_models(model: Path | None, before: Path | None) -> tuple[dict[str, Path], dict[str, str]]:
+    """Files of the face models "model" (default: the shipped one) and, where there is one, "before"; and the
+    first digits of their SHA-256."""
+    files = {"model": model or DEFAULT_MODEL} | ({"before": before} if before else {})
+    return files, {name: sha256_of(file)[:12] for name, file in files.items()}

@@ -19,19 +19,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cage_calipers import place_on_cage
 from face_albedo import Albedo, build_albedo, paint_people
 from face_cage import Cage
-from face_landmarks import Level, contour_rows, landmark_positions, locate_landmarks, mouth_cap
+from face_landmarks import Level, contour_rows, landmark_positions, locate_landmarks, mouth_cap, refine
 from face_painter import Painter
 from linear_models import FLIP, align, mirror_half, project, quantise, symmetric_pca, vertex_areas
 from makehuman import Population, read_base_mesh, read_expressions
 from numpy.typing import NDArray
-from population import place_on_cage, reference_cage, sample_people
+from population import reference_cage, sample_people
 from uv_maps import UvMaps, draw_uv_maps
 
 from facelab.model_file import write_model
 from facelab.morphable_model import DEFAULT_MODEL, REGIONS, sample_actions
-from facelab.subdivision import Subdivision, catmull_clark, triangulate
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -40,7 +40,6 @@ SEED = 2026
 PEOPLE = 2000
 SKINS = 1600
 IDENTITY, EXPRESSION = 128, 64
-LEVELS = 2
 MAP_SIZE = 256
 
 
@@ -130,33 +129,6 @@ def expression_pca(
     error = np.linalg.norm(np.tensordot(coefficients, basis, 1) - meshes, axis=2)
     print(f"  expression: {len(names)} actions kept to {error.mean():.3f} mm, at worst {error.max():.1f} mm")
     return basis, sigma, dict(zip(names, coefficients))
-
-
-def refine(cage: Cage, face: Floats) -> tuple[list[Level], Floats, Ints]:
-    """A face (V, 3) at all levels of detail, and the UV (U, 2) with its triangles at the finest."""
-    vertices, quads, mirror = face.astype(np.float64), cage.quads, cage.mirror
-    uv, uv_quads = cage.uv.astype(np.float64), cage.uv_quads
-    levels = []
-    for n in range(LEVELS + 1):
-        if n:
-            fine, fine_uv = catmull_clark(quads, len(vertices)), catmull_clark(uv_quads, len(uv))
-            mirror = refine_mirror(mirror, quads, fine)
-            vertices, quads = fine.matrix @ vertices, fine.quads
-            vertices = 0.5 * (vertices + vertices[mirror] * FLIP)
-            uv, uv_quads = fine_uv.matrix @ uv, fine_uv.quads
-        region = np.repeat(cage.region, 4**n)
-        levels.append(Level(vertices.astype(np.float32), quads, triangulate(quads), region, mirror))
-    return levels, uv.astype(np.float32), triangulate(uv_quads)
-
-
-def refine_mirror(mirror: Ints, quads: Ints, fine: Subdivision) -> Ints:
-    """Mirror map of a subdivided mesh: edges and faces go where their corners go."""
-    edge_of = {tuple(edge): i for i, edge in enumerate(fine.edges.tolist())}
-    face_of = {frozenset(quad): i for i, quad in enumerate(quads.tolist())}
-    edges = [edge_of[tuple(edge)] for edge in np.sort(mirror[fine.edges], 1).tolist()]
-    faces = [face_of[frozenset(quad)] for quad in mirror[quads].tolist()]
-    n, e = len(mirror), len(edges)
-    return np.concatenate([mirror, n + np.array(edges), n + e + np.array(faces)])
 
 
 def draw_maps(fine: Level, nose_tip: int, uv: Floats, uv_triangles: Ints, size: int) -> UvMaps:

@@ -1,4 +1,4 @@
-"""What is marked on the mesh at one level of detail: 68 landmarks, jaw contour rows, the inner-mouth cap."""
+"""The mesh at its levels of detail, and its marks: 68 landmarks, jaw contour rows, the inner-mouth cap."""
 
 import json
 from dataclasses import dataclass
@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import trimesh
-from face_cage import border_loop, ladder
+from face_cage import Cage, border_loop, ladder
+from linear_models import FLIP
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from uv_maps import vertex_normals
 
 from facelab.morphable_model import REGIONS
+from facelab.subdivision import Subdivision, catmull_clark, triangulate
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -22,6 +24,7 @@ LANDMARK_MIRROR = np.array(
     + [39, 38, 37, 36, 41, 40, 54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]
 )
 ROW_LENGTH = 24
+LEVELS = 2
 
 
 @dataclass
@@ -33,6 +36,33 @@ class Level:
     triangles: Ints  # (2 Q, 3)
     region: NDArray[np.uint8]  # (Q,)
     mirror: Ints  # (V,)
+
+
+def refine(cage: Cage, face: Floats) -> tuple[list[Level], Floats, Ints]:
+    """A face (V, 3) at all levels of detail, and the UV (U, 2) with its triangles at the finest."""
+    vertices, quads, mirror = face.astype(np.float64), cage.quads, cage.mirror
+    uv, uv_quads = cage.uv.astype(np.float64), cage.uv_quads
+    levels = []
+    for n in range(LEVELS + 1):
+        if n:
+            fine, fine_uv = catmull_clark(quads, len(vertices)), catmull_clark(uv_quads, len(uv))
+            mirror = refine_mirror(mirror, quads, fine)
+            vertices, quads = fine.matrix @ vertices, fine.quads
+            vertices = 0.5 * (vertices + vertices[mirror] * FLIP)
+            uv, uv_quads = fine_uv.matrix @ uv, fine_uv.quads
+        region = np.repeat(cage.region, 4**n)
+        levels.append(Level(vertices.astype(np.float32), quads, triangulate(quads), region, mirror))
+    return levels, uv.astype(np.float32), triangulate(uv_quads)
+
+
+def refine_mirror(mirror: Ints, quads: Ints, fine: Subdivision) -> Ints:
+    """Mirror map of a subdivided mesh: edges and faces go where their corners go."""
+    edge_of = {tuple(edge): i for i, edge in enumerate(fine.edges.tolist())}
+    face_of = {frozenset(quad): i for i, quad in enumerate(quads.tolist())}
+    edges = [edge_of[tuple(edge)] for edge in np.sort(mirror[fine.edges], 1).tolist()]
+    faces = [face_of[frozenset(quad)] for quad in mirror[quads].tolist()]
+    n, e = len(mirror), len(edges)
+    return np.concatenate([mirror, n + np.array(edges), n + e + np.array(faces)])
 
 
 def landmark_positions() -> Floats:

@@ -17,7 +17,6 @@ from anthropometry import (
     GROUPS,
     MEASURES,
     SEXES,
-    Calipers,
     compare,
     group_norm,
     photograph_norm,
@@ -26,8 +25,8 @@ from anthropometry import (
     table,
 )
 from brow_slides import SLIDES, slide_offsets
+from cage_calipers import CageCalipers, place_on_cage
 from face_cage import Cage, crop_face
-from face_landmarks import Level, landmark_positions, locate_landmarks
 from makehuman import (
     ANCESTRIES,
     NOSE_TIP,
@@ -43,7 +42,6 @@ from makehuman import (
 from numpy.typing import NDArray
 from uv_maps import vertex_normals
 
-from facelab.morphable_model import REGIONS
 from facelab.subdivision import triangulate
 
 Floats = NDArray[np.floating]
@@ -53,7 +51,7 @@ Ints = NDArray[np.int64]
 # the lids are open is taken from photographs: who is measured opens the eyes wide.
 MATCHED = tuple(name for name in MEASURES if name not in ("outer_canthal", "fissure_height"))
 # Annotators of photographs click this far from where calipers touch; halfway is taken.
-CLICKED = {"inner_canthal": 1.4, "fissure_length": -0.5, "face_height": -2.4, "mouth_width": 0.8}
+CLICKED = {"inner_canthal": 1.4, "fissure_length": -0.2, "face_height": -1.5, "mouth_width": 0.8}
 # Ratios to the outer canthal distance; share of the photographs' spread that is people, not pose or clicks.
 FROM_PHOTOGRAPHS = {
     "eyes to mouth": 0.8,
@@ -64,7 +62,7 @@ FROM_PHOTOGRAPHS = {
     "eye height": 0.75,
     "lip height": 0.8,
 }
-AT_REST = {"eye height": 1.1}  # over the mean of photographs, where most people smile
+AT_REST = {"eye height": 1.15}  # over the mean of photographs, where most people smile
 # What goes with a ratio: the measure, and how it is correlated with it. A long nose has a mouth below it.
 COMPANIONS = {"eyes to mouth": ("nose_height", 0.7), "jaw width": ("face_width", 0.6)}
 EXPECTED_SPREAD = {"fissure_length": 1.9}  # mm, where a group's sources give none
@@ -185,14 +183,14 @@ def draw_ratios(norms: dict, rng: np.random.Generator, measured: Floats) -> Floa
     return np.stack(columns, 1)
 
 
-def measure(calipers: Calipers, shapes: Floats) -> Floats:
+def measure(calipers: CageCalipers, shapes: Floats) -> Floats:
     """MATCHED and FROM_PHOTOGRAPHS (N, M + R) of shapes (N, V, 3), the ratios in hundredths."""
     direct, ratios = calipers.measure(shapes), calipers.ratios(shapes)
     columns = [direct[name] for name in MATCHED] + [100 * ratios[name] for name in FROM_PHOTOGRAPHS]
     return np.stack(columns, 1)
 
 
-def jacobian(heads: Heads, calipers: Calipers, mean: Floats) -> Floats:
+def jacobian(heads: Heads, calipers: CageCalipers, mean: Floats) -> Floats:
     """Change (M, S) of each measure of the mean face (V, 3) per unit of each slider."""
     count, step = len(heads.sigma), 0.2
     values = np.concatenate([np.eye(count), -np.eye(count)]) * step
@@ -202,7 +200,7 @@ def jacobian(heads: Heads, calipers: Calipers, mean: Floats) -> Floats:
 
 
 def fit_sliders(
-    heads: Heads, calipers: Calipers, base: Floats, values: Floats, uneven: Floats, wanted: Floats
+    heads: Heads, calipers: CageCalipers, base: Floats, values: Floats, uneven: Floats, wanted: Floats
 ) -> tuple[Floats, Floats]:
     """Move slider values (N, S) the least, in standard deviations, until faces measure as `wanted` (N, M).
 
@@ -220,19 +218,6 @@ def fit_sliders(
     return values, left
 
 
-def place_on_cage(cage: Cage, mean: Floats) -> Calipers:
-    """Calipers for shapes (N, V, 3) of the cage; the 68 landmark positions were found on its `mean`."""
-    triangles = triangulate(cage.quads)
-    level = Level(mean, cage.quads, triangles, cage.region, cage.mirror)
-    on, weights = locate_landmarks(level, landmark_positions() + mean[cage.nose_tip])
-
-    def vertices_of(*names: str) -> Ints:
-        return np.unique(cage.quads[np.isin(cage.region, [REGIONS.index(name) for name in names])])
-
-    normals, skin = vertex_normals(mean, triangles), vertices_of("skin", "lips")
-    return Calipers.place(mean, normals, triangles[on], weights, skin, vertices_of("eyes"))
-
-
 def skin_of(mesh: BaseMesh, head: Ints, mean: Floats) -> tuple[Floats, Floats]:
     """Points (K, 3) of a head from the tip of its nose, and their normals; zero off the skin."""
     quads = mesh.quads[mesh.part == "head"]
@@ -245,7 +230,7 @@ def skin_of(mesh: BaseMesh, head: Ints, mean: Floats) -> tuple[Floats, Floats]:
 
 
 def sample_people(
-    mesh: BaseMesh, head: Ints, cage: Cage, calipers: Calipers, count: int, rng: np.random.Generator
+    mesh: BaseMesh, head: Ints, cage: Cage, calipers: CageCalipers, count: int, rng: np.random.Generator
 ) -> Population:
     """Sample `count` adults at the vertices `head` (K,) of the base mesh, which must hold the cage's.
 
