@@ -7,7 +7,7 @@ then the gradients in positions and attributes; then both with antialiased outli
 For each: the median time, the bytes that cannot be avoided (inputs read once, outputs written once) as a
 share of what copying a large tensor on this device reaches in the same run, the highest memory, and how often
 Python had to wait for the GPU. For Triton's kernels: registers, spills, and how many of a multiprocessor's
-threads they can keep busy.
+threads they can keep busy. Last, whole training pictures of InverseFaceNet and of a corpus.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facelab.corpora import CorpusSpec, Renderer
 from facelab.errors import FacelabError
+from facelab.methods.breeding import synthesise
+from facelab.methods.inversefacenet import DISTRIBUTION
+from facelab.morphable_model import MorphableModel
 from facelab.rasterizer import antialias, backends, interpolate, rasterize
 
 from report import describe_run
@@ -141,6 +145,25 @@ def occupancy() -> dict[str, Any]:
     return found
 
 
+def training_pictures(device: str, count: int, repeats: int) -> list[dict[str, Any]]:
+    """Pictures a second from parameters to the finished picture, `count` together; how often Python waits."""
+    model, generator = MorphableModel.load(None, 1, device), torch.Generator().manual_seed(0)
+    theta = DISTRIBUTION.sample(model, count, generator).to(device)
+    renderer = Renderer(CorpusSpec("portrait", size=SIZE, batch=count), device)
+    jobs: dict[str, Callable[[], Any]] = {
+        "InverseFaceNet's pictures": lambda: synthesise(model, theta, generator),
+        "pictures of a corpus": lambda: renderer.batch(0),
+    }
+    rows = []
+    for name, call in jobs.items():
+        call()
+        median = statistics.median(seconds(call, device, 1) for _ in range(repeats))
+        row = {"what": name, "pictures a second": round(count / median, 1)}
+        rows.append(row if device == "cpu" else row | {"waits": waits(call)})
+        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -191,6 +214,7 @@ def main() -> None:
         "triangles": len(batch.triangles),
         "copying, GB a second": round(copying / 1e9, 1),
         "rows": rows,
+        "training pictures": training_pictures(args.device, args.batch, args.repeats),
         "kernels": occupancy() if "triton" in pictures and not cpu else {},
     }
     if args.out:

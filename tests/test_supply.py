@@ -181,7 +181,7 @@ def test_workflow_runs_make_test_on_each_system():
     assert jobs["processor"]["env"]["ATEN_CPU_CAPABILITY"] == "default"
     for name, job in jobs.items():
         commands = [step.get("run", "") for step in job["steps"]]
-        wanted = "lowest-direct" if name == "lowest" else "make test"
+        wanted = {"lowest": "lowest-direct", "gpu": "make gpu "}.get(name, "make test")
         assert any(wanted in command for command in commands)
         for step in job["steps"]:
             assert "uses" not in step or re.search(r"@(v\d+|[0-9a-f]{40})$", step["uses"]), step
