@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from skimage.data import astronaut
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
+
+import train_coarsenet
+
 from facelab.camera import WeakPerspectiveCamera
-from facelab.errors import ParameterError
+from facelab.distributions import DISTRIBUTIONS
+from facelab.errors import NoFaceError, ParameterError
 from facelab.gbuffer import depth_normals, rasterize_surface
 from facelab.image_formation import normalised_coordinates
 from facelab.methods import coarsenet
 from facelab.methods.coarsenet import (
+    CoarseNet,
     GeometryLoss,
     decode,
     depth_map,
     feedback,
+    iterate,
     layout,
     mixed,
     network_input,
     pose_loss,
+    vectors_of,
 )
 from facelab.methods.shading_criterion import (
     Weights,
@@ -33,7 +45,9 @@ from facelab.methods.shading_criterion import (
     shade_first_order,
 )
 from facelab.morphable_model import MorphableModel
-from facelab.networks import Hypercolumn
+from facelab.networks import Hypercolumn, encoder
+from facelab.photos import find_face
+from facelab.training import Run
 
 SIZE = 64
 
@@ -293,3 +307,101 @@ def test_the_criterion_alone_finds_folds_from_their_shading() -> None:
         errors[name] = angle((coarse + offset).detach())
     before = angle(coarse)
     assert errors["with"] < 0.5 * before and errors["without"] > 0.9 * before, (before, errors)
+
+
+# --- training and use ---------------------------------------------------------------------------------------
+
+
+def test_vectors_of_faces_are_what_decode_undoes(model: MorphableModel) -> None:
+    r = 0.8 * vectors(model, 3)
+    torch.testing.assert_close(vectors_of(model, decode(model, r, 120), 120), r, atol=1e-4, rtol=0)
+    # a perspective portrait: the same shape, its landmarks within a small share of the picture
+    portrait = DISTRIBUTIONS["portrait"]
+    faces = portrait.decode(model, portrait.sample(model, 8, seeded()), 120)
+    weak = decode(model, vectors_of(model, faces, 120), 120)
+    torch.testing.assert_close(weak.surface(model).vertices, faces.surface(model).vertices, atol=1e-3, rtol=0)
+    off = (weak.landmarks(model) - faces.landmarks(model)).norm(dim=-1)[:, 17:]
+    still = (decode(model, 0 * r[:1], 120).landmarks(model) - faces.landmarks(model)).norm(dim=-1)[:, 17:]
+    assert off.mean() < 3 and off.mean() < 0.3 * still.mean()
+
+
+class Oracle(nn.Module):
+    """Says the truth but for a tenth of what its input shows to be missing: more looks, better answers."""
+
+    def __init__(self, truth: Tensor) -> None:
+        super().__init__()
+        self.truth, self.said = truth, torch.zeros_like(truth)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        assert seen.shape[1:] == (7, SIZE, SIZE)
+        self.said = self.truth + 0.1 * (self.said - self.truth)
+        return self.said
+
+
+def test_iterating_feeds_the_answer_back(model: MorphableModel) -> None:
+    truth, images = 0.5 * vectors(model, 2), torch.rand((2, 3, SIZE, SIZE), generator=seeded())
+    said = iterate(Oracle(truth), model, images, 4)
+    assert len(said) == 4
+    errors = [float((r - truth).norm()) for r in said]
+    assert errors == sorted(errors, reverse=True) and errors[3] < 1e-3 * float(truth.norm()) + 1e-6
+
+    class Broken(nn.Module):
+        def forward(self, seen: Tensor) -> Tensor:
+            return torch.full((len(seen), layout(model).size), float("nan"))
+
+    with pytest.raises(ParameterError, match="NaN"):
+        iterate(Broken(), model, images)
+
+
+def test_the_method_answers_in_the_photographs_pixels(model: MorphableModel) -> None:
+    photo = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
+    truth = torch.zeros(1, layout(model).size)
+    method = CoarseNet(Oracle(truth), SIZE, model)
+    said = method.reconstruct(photo)
+    torch.testing.assert_close(said.mesh.vertices, model.mean, atol=0.1, rtol=0)
+    found = find_face(photo).landmarks
+    assert (said.landmarks.mean(0) - found.mean(0)).norm() < 0.15 * (found.amax(0) - found.amin(0)).max()
+    assert said.light is None and said.mask is not None and said.mask.shape == (1, *photo.shape[1:])
+    with pytest.raises(NoFaceError):
+        method.reconstruct(torch.full((3, 200, 200), 0.5))
+
+
+def test_a_training_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
+    tiny = replace(train_coarsenet.PRESETS["tiny"], steps=6)
+    train_coarsenet.train(tmp_path / "whole", tiny, "cpu")
+    steps = Run.steps
+
+    def stopped(self: Run, state: dict, total: int) -> Iterator[int]:
+        for step in steps(self, state, total):
+            if step == 4:
+                raise KeyboardInterrupt
+            yield step
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "steps", stopped)
+        train_coarsenet.train(tmp_path / "killed", tiny, "cpu")
+    card = train_coarsenet.train(tmp_path / "killed", tiny, "cpu")
+    whole, killed = (tmp_path / name / "coarsenet.safetensors" for name in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()
+    assert set(card["held_out"]) == {f"{a}_{b}" for a in ("mean_face", "one", "four") for b in ("mm", "pose")}
+
+
+def test_the_loss_reaches_the_network(model: MorphableModel) -> None:
+    """Shown the same eight pictures again and again, whatever estimate it is given, it learns their faces."""
+    settings = replace(train_coarsenet.PRESETS["tiny"], side=SIZE)
+    source = train_coarsenet.renderer(settings, 0)
+    batch = source.batch(0)
+    truth = train_coarsenet.truth_of(source, batch["parameters"], SIZE)
+    network = encoder("small", layout(model).size, "normal", None, 7, seeded())
+    adam, geometry = torch.optim.Adam(network.parameters(), 2e-3), GeometryLoss(model)
+    balance = geometry(truth, 0 * truth).mean() / pose_loss(truth, 0 * truth).mean()
+    losses = []
+    for step in range(40):
+        estimate = mixed(truth, truth.flip(0), seeded(step))
+        said = network(network_input(model, estimate, batch["image"]))
+        loss = (geometry(said, truth) + balance * pose_loss(said, truth)).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(float(loss))
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])

@@ -13,17 +13,20 @@ Equation and section numbers are the paper's. Its face model has 200 identity an
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facelab import rasterizer
 from facelab.camera import WeakPerspectiveCamera
 from facelab.errors import ParameterError
 from facelab.face import Face
 from facelab.gbuffer import rasterize_surface
-from facelab.geometry import euler_to_matrix
+from facelab.geometry import euler_to_matrix, matrix_to_euler
 from facelab.image_formation import normalised_coordinates
+from facelab.methods.mofa import face_square
 from facelab.morphable_model import MorphableModel
 from facelab.parameters import ParameterLayout
+from facelab.photos import LandmarkDetector, check_image
+from facelab.records import Reconstruction
 
 SIDE = 200  # px, of the network's input
 COMPONENTS = {"identity": 200, "expression": 84}
@@ -57,6 +60,27 @@ def decode(model: MorphableModel, r: Tensor, size: int = SIDE) -> Face:
         start + size * UNITS["translation"] * parts["translation"],
     )
     return Face(parts["identity"], parts["expression"], r.new_zeros(*r.shape[:-1], 0), camera)
+
+
+def vectors_of(model: MorphableModel, faces: Face, size: int = SIDE) -> Tensor:
+    """The vectors (..., layout.size) that come nearest to faces of the same model, seen by any camera.
+
+    What `decode` undoes. A perspective camera's scale is that at the depth of the model's origin; components
+    that the vector has not are left out.
+    """
+    sizes, camera = layout(model).sizes, faces.camera
+    start = decode(model, model.mean.new_zeros(layout(model).size), size).camera
+    assert isinstance(start, WeakPerspectiveCamera)
+    origin = camera.project(model.mean.new_zeros(1, 3))[..., 0, :]
+    scale = camera.scale if isinstance(camera, WeakPerspectiveCamera) else camera.focal / origin[..., 2]
+    parts = {
+        "identity": faces.identity[..., : sizes["identity"]],
+        "expression": faces.expression[..., : sizes["expression"]],
+        "rotation": matrix_to_euler(camera.rotation) / UNITS["rotation"],
+        "translation": (origin[..., :2] - start.offset) / (size * UNITS["translation"]),
+        "scale": (scale / start.scale).log()[..., None] / UNITS["scale"],
+    }
+    return layout(model).join(parts)
 
 
 def mixed(truth: Tensor, other: Tensor, generator: torch.Generator) -> Tensor:
@@ -140,3 +164,57 @@ class GeometryLoss:
 def pose_loss(estimate: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error (B,) of the six pose parameters of vectors (B, P), in their units (Section 3.3)."""
     return (estimate - truth)[..., -6:].square().mean(-1)
+
+
+@torch.no_grad()
+def iterate(
+    network: nn.Module,
+    model: MorphableModel,
+    images: Tensor,
+    iterations: int = 4,
+    channels: tuple[str, ...] = ("pncc", "normals"),
+) -> list[Tensor]:
+    """Section 3.4: what the network says (B, P) of square pictures (B, 3, S, S) after each iteration.
+
+    The first one sees the mean face. Raises ParameterError if an answer is not finite.
+    """
+    r, said = layout(model).zeros(len(images)).to(images), []
+    for _ in range(iterations):
+        r = network(network_input(model, r, images, channels))
+        layout(model).check(r)
+        said.append(r)
+    return said
+
+
+class CoarseNet:
+    """A trained network as a method: picture in, `Reconstruction` out, without skin and light.
+
+    Args:
+        network: (B, 1 + 3 · channels, S, S) -> (B, layout.size), as `data_scripts/train_coarsenet.py` trains.
+        side: px of the pictures that it takes.
+        model: the face model that it was trained with, on the level of detail that draws its feedback.
+        iterations: how often it looks.
+        detector: finds the square around the face, as `methods.mofa.face_square` cuts it.
+    """
+
+    name = "coarsenet"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        side: int = SIDE,
+        model: MorphableModel | None = None,
+        iterations: int = 4,
+        detector: LandmarkDetector | None = None,
+    ) -> None:
+        self.network, self.side, self.iterations, self.detector = network.eval(), side, iterations, detector
+        self.model = model or MorphableModel.load(subdivisions=0)
+        self.fine = MorphableModel.load() if model is None else model
+
+    def reconstruct(self, image: Tensor) -> Reconstruction:
+        """The face in a (3, H, W) sRGB picture. Raises NoFaceError and what `check_image` raises."""
+        check_image(image)
+        crop = face_square(image, self.detector, self.side)
+        r = iterate(self.network, self.model, crop.image[None], self.iterations)[-1][0]
+        face = decode(self.model, r, self.side).in_photo(crop)
+        return Reconstruction.of(face, self.fine, *image.shape[-2:])
