@@ -13,7 +13,16 @@ import trimesh
 from torch import Tensor
 
 from facelab.errors import FacelabError, ImageSizeError, MeshError, ParameterError
-from facelab.rasterizer import NEAR, antialias, antialiasing, backends, interpolate, rasterize, torch_backend
+from facelab.rasterizer import (
+    NEAR,
+    antialias,
+    antialiasing,
+    backends,
+    inputs,
+    interpolate,
+    rasterize,
+    torch_backend,
+)
 
 INTERPRETER = [
     pytest.mark.skipif(
@@ -518,6 +527,17 @@ def test_nan_positions() -> None:
         rasterize(screen, triangles, 10, 10)
     with pytest.raises(ParameterError, match="NaN"):
         interpolate(screen, triangles, faces, screen)
+
+
+def test_values_that_are_not_on_a_cpu_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU would have to be waited for. Tensors without values refuse to be looked at."""
+    screen, triangles = (part.to("meta") for part in two_balls(0, 10, 10))
+    faces = torch.empty(10, 10, dtype=torch.int64, device="meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        inputs.check_mesh(screen, triangles)  # the triangles are, once
+    monkeypatch.setattr(inputs, "_range", lambda triangles: (0, 5))
+    inputs.check_mesh(screen, triangles)
+    inputs.check_face_index(faces, 7)
 
 
 def test_backends_that_cannot_be_used() -> None:

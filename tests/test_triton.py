@@ -9,11 +9,14 @@ import os
 import re
 import subprocess
 import sys
+import traceback
+from pathlib import Path
 
 import pytest
 import torch
 from test_rasterizer import INTERPRETER, ball, grid, two_balls
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from facelab.errors import FacelabError
 from facelab.rasterizer import NEAR, antialias, backends, interpolate, rasterize, torch_backend
@@ -140,6 +143,34 @@ def test_triangle_numbers_that_do_not_exist_are_not_read(triton_backend) -> None
     expected = triton_backend.interpolate(*arguments, torch.where(wrong >= len(triangles), -1, faces)[None])
     found = triton_backend.interpolate(*arguments, wrong[None])
     assert all(torch.equal(one, two) for one, two in zip(expected, found))
+
+
+class Waits(TorchDispatchMode):
+    """The files of facelab whose operations would wait for a GPU: those whose output's size or Python value
+    depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(name in str(function) for name in ("_local_scalar_dense", "nonzero", "repeat_interleave")):
+            files = [Path(frame.filename) for frame in traceback.extract_stack()]
+            self.files.add(next(file.name for file in reversed(files) if file.parent.name == "rasterizer"))
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_gpu_but_the_checks_of_a_cpu() -> None:
+    screen, triangles = two_balls(1, 12, 14)
+    found = {}
+    for backend in ("triton", "torch"):
+        points = screen.clone().requires_grad_()
+        with Waits() as waits:
+            faces = rasterize(points, triangles, 12, 14, backend=backend)
+            values, depth = interpolate(points, triangles, faces, points, backend=backend)
+            (values.sum() + depth.sum()).backward()
+        found[backend] = waits.files
+    assert found == {"triton": {"inputs.py"}, "torch": {"inputs.py", "torch_backend.py"}}
 
 
 # --- choosing -----------------------------------------------------------------------------------------------
