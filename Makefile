@@ -60,7 +60,7 @@ unit: $(VENV)/.installed ## unit tests of facelab
 fuzz: $(VENV)/.installed ## COUNT=20000 damaged files before every reader, SEED=1
 	OMP_NUM_THREADS=1 COUNT=$(COUNT) SEED=$(SEED) $(BIN)/python -m pytest tests/test_fuzz.py -n $(WORKERS)
 
-notebooks-test: $(VENV)/.installed ## every notebook through papermill
+notebooks-test: $(VENV)/.installed ## every notebook through papermill, each cell twice (LONG=1: trainings, too)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m notebook -n $(WORKERS) --durations 0
 
 nbval: $(VENV)/.installed ## run the committed notebooks as they are, at PRESET=quick, with nbval
