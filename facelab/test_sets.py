@@ -44,6 +44,7 @@ from facelab.photo_truth import Records, photo_records
 from facelab.photos import skin_mask
 from facelab.records import Camera, FaceRecord, Mesh
 from facelab.subdivision import catmull_clark
+from facelab.test_set_file import FORMAT, unpack
 
 TEST_SETS = ("in_model", "outside", "path_traced", "ict", "photos")
 COUNTS = {"in_model": 200, "ict": 100}
@@ -214,11 +215,16 @@ def _committed(name: str, size: int) -> Records:
         raise ModelFileError(
             f"'{path}' was made for another face model; run data_scripts/build_test_sets.py."
         )
-    if len(tensors["vertices"]) != count or tensors["hidden"].shape[1] != -(-(side**2) // 8):
-        raise ModelFileError(f"{problem}: it has another number of faces or pixels.")
     cage = read_checked(DEFAULT_MODEL, must_have_digest=True)[0]["quads"].numpy()
-    refine = catmull_clark(cage, int(cage.max()) + 1).matrix
-    ends, scale = [0, *tensors["image_ends"].tolist()], size / side
+    if about.get("format", 1) == FORMAT:
+        tensors = unpack(tensors, cage, problem)
+    elif about.get("format", 1) != 1:
+        raise ModelFileError(f"'{path}' is of a newer facelab: install that, or restore the file.")
+    with guarded(problem, ModelFileError):
+        if len(tensors["vertices"]) != count or tensors["hidden"].shape[1] != -(-(side**2) // 8):
+            raise ModelFileError(f"{problem}: it has another number of faces or pixels.")
+        refine = catmull_clark(cage, int(cage.max()) + 1).matrix
+        ends, scale = [0, *tensors["image_ends"].tolist()], size / side
 
     def make(i: int) -> FaceRecord:
         vertices = torch.from_numpy(
@@ -254,4 +260,8 @@ def _committed(name: str, size: int) -> Records:
             groups=groups[i],
         )
 
-    return Records(count, make)
+    def make_or_name(i: int) -> FaceRecord:
+        with guarded(problem, ModelFileError):
+            return make(i)
+
+    return Records(count, make_or_name)

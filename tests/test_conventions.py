@@ -37,6 +37,7 @@ FLOORS = {
     **dict.fromkeys(["face_chips", "morphable_model", "networks", "rasterizer", "recognition"], 2),
     **dict.fromkeys(["model_file", "recognition_weights", "subdivision"], 2),
     **dict.fromkeys(["augmentation", "gbuffer", "image_formation", "photo_folders", "photos"], 3),
+    "test_set_file": 3,
     **dict.fromkeys(["checks", "corpora", "course", "distributions", "export", "face"], 4),
     **dict.fromkeys(["records", "training", "viewer"], 4),
     **dict.fromkeys(["measures", "methods", "photo_truth", "scoreboard", "test_sets"], 5),

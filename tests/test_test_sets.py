@@ -1,5 +1,6 @@
 """The five test sets: what their records say must be true, and what is wrong with a file must be named."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load, save
 from skimage.data import astronaut
 from torch import Tensor
 
@@ -18,8 +20,11 @@ from facelab.errors import ModelFileError, ParameterError, PhotoNotFoundError, T
 from facelab.illumination import SphericalHarmonicsLight
 from facelab.image_formation import render
 from facelab.metrics import photometric_rmse
-from facelab.morphable_model import MorphableModel
+from facelab.model_file import read_checked
+from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.records import FaceRecord
+from facelab.subdivision import catmull_clark
+from facelab.test_set_file import FORMAT, pack, unpack
 from facelab.test_sets import COMMITTED, load_test_set
 
 RENDERED = ("in_model", "outside", "path_traced")
@@ -158,6 +163,101 @@ def test_size(name: str) -> None:
     torch.testing.assert_close(small.landmarks, large.landmarks / 2, atol=1e-3, rtol=0)
     assert small.mask is not None and large.mask is not None
     assert float(small.mask.float().mean()) == pytest.approx(float(large.mask.float().mean()), abs=0.01)
+
+
+def quads() -> np.ndarray:
+    return read_checked(DEFAULT_MODEL, must_have_digest=True)[0]["quads"].numpy()
+
+
+def made_up(count: int, cage: np.ndarray, side: int = 40) -> dict[str, Tensor]:
+    """Tensors of a set with smooth positions and colours, a mask each, and wild values that must survive."""
+    random, coarse = np.random.default_rng(count), int(cage.max()) + 1
+    fine = catmull_clark(cage, coarse).matrix.shape[0]
+    diffuse = (
+        128 + 20 * random.standard_normal((count, 1, 3)) + random.standard_normal((count, fine, 3))
+    ).astype(np.uint8)
+    diffuse[:, ::97] = random.choice([0, 255], (count, len(diffuse[0, ::97]), 3))
+    vertices = np.cumsum(random.integers(-90, 90, (count, coarse, 3)), 1).astype(np.int16)
+    vertices[:, :2] = [[-(2**15)] * 3, [2**15 - 1] * 3]
+    hidden = np.packbits(random.random((count, side, side)).cumsum(1) > side / 2, axis=None).reshape(
+        count, -1
+    )
+    parts = {"diffuse": diffuse, "vertices": vertices, "hidden": hidden, "focal": np.ones(count, np.float32)}
+    return {name: torch.from_numpy(part) for name, part in parts.items()}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_packing_loses_nothing(count: int) -> None:
+    cage = quads()
+    tensors = made_up(count, cage)
+    back = unpack(pack(tensors, cage), cage, "damaged")
+    assert set(back) == set(tensors)
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name
+
+
+def test_packing_makes_the_committed_sets_smaller() -> None:
+    tensors, cage = load((COMMITTED / "path_traced.safetensors").read_bytes()), quads()
+    if "vertices" not in tensors:  # they are packed
+        tensors = unpack(tensors, cage, "damaged")
+    few = {
+        name: tensor[:6].contiguous()
+        for name, tensor in tensors.items()
+        if len(tensor) == len(tensors["focal"])
+    }
+    packed, names = pack(few, cage), ("hidden", "diffuse", "vertices")
+    sizes = {name: packed[f"{name}.packed"].nbytes / few[name].nbytes for name in names}
+    assert sizes["hidden"] < 0.1 and sizes["diffuse"] < 0.5 and sizes["vertices"] < 0.8
+    back = unpack(packed, cage, "damaged")
+    assert all(torch.equal(back[name], few[name]) for name in few)
+
+
+def test_damaged_packing_is_named() -> None:
+    cage = quads()
+    packed = pack(made_up(2, cage), cage)
+    for name in [name for name in packed if name.endswith(".packed")]:
+        data = packed[name]
+        for bad in (
+            data[:-9],
+            data[:0],
+            data.flip(0),
+            torch.cat([data, data]),
+            pack(made_up(1, cage), cage)[name],
+        ):
+            if name == "hidden.packed" and bad.numel() not in (
+                0,
+                data.numel() - 9,
+                data.numel(),
+                2 * data.numel(),
+            ):
+                continue  # fewer masks are noticed by the reader, which knows their size
+            with pytest.raises(ModelFileError, match="it is damaged"):
+                unpack(packed | {name: bad}, cage, "it is damaged")
+        with pytest.raises(ModelFileError, match="it is damaged"):
+            unpack({key: value for key, value in packed.items() if key != name}, cage, "it is damaged")
+
+
+@pytest.mark.parametrize("kind", [1, FORMAT, FORMAT + 1])
+def test_both_formats_are_read(kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same records from a file as it was and a packed one; one of the future is refused by name."""
+    wanted = load_test_set("path_traced", 1)[0]
+    tensors, cage = load((COMMITTED / "path_traced.safetensors").read_bytes()), quads()
+    if "vertices" not in tensors:
+        tensors = unpack(tensors, cage, "damaged")
+    about = json.loads((COMMITTED / "manifest.json").read_text())["path_traced"]
+    data = save(tensors if kind == 1 else pack(tensors, cage))
+    (tmp_path / "path_traced.safetensors").write_bytes(data)
+    about |= {"format": kind, "sha256": hashlib.sha256(data).hexdigest()}
+    (tmp_path / "manifest.json").write_text(json.dumps({"path_traced": about}))
+    monkeypatch.setattr(test_sets, "COMMITTED", tmp_path)
+    if kind > FORMAT:
+        with pytest.raises(ModelFileError, match="newer facelab"):
+            load_test_set("path_traced", 1)
+        return
+    record = load_test_set("path_traced", 1)[0]
+    for name in ("image", "mask", "diffuse", "landmarks", "depth"):
+        assert torch.equal(getattr(record, name), getattr(wanted, name)), name
+    assert record.mesh and wanted.mesh and torch.equal(record.mesh.vertices, wanted.mesh.vertices)
 
 
 def test_tampered_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
