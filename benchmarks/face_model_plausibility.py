@@ -254,7 +254,7 @@ def main() -> None:
     (arguments.out / "face_model_plausibility.json").write_text(text + "\n")
     columns = 2 * arguments.views
     sheet = contact_sheet(faces[: 4 * columns] + views[: 4 * columns], columns)
-    sheet.save(arguments.out / "face_model_plausibility.png", optimize=True)
+    sheet.save(arguments.out / "face_model_plausibility.webp", quality=88, method=6)
 
 
 if __name__ == "__main__":
