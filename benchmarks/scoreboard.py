@@ -8,6 +8,7 @@
 
 A run that is stopped goes on where it was (see --runs). A row that is written takes the place of the same
 method's on the same set. A row of a folder of photographs has the folder's name in its own.
+ict wants what data_scripts/convert_ict_facekit.py --borrow-albedo makes of ICT-FaceKit.
 """
 
 from __future__ import annotations
