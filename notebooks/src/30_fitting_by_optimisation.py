@@ -728,8 +728,9 @@ for name, history in histories.items():
     print(f"{name:20} {history[0]:7.0f} {min(history):8.1f} {steps[0]:15} {steps[1]:9} {steps[2]:9}")
 axis.set(xlabel="evaluations of energy and derivatives", ylabel="energy")
 axis.legend()
-numbers["lm_evaluations_95"] = evaluations_to(histories["Levenberg-Marquardt"], 0.95)
-numbers["adam_evaluations_95"] = min(evaluations_to(histories[f"Adam, rate {r}"], 0.95) for r in (0.03, 0.1))
+# Tested at 80 %: later the curve is so flat that rounding decides on the evaluation that crosses a line.
+numbers["lm_evaluations_80"] = evaluations_to(histories["Levenberg-Marquardt"], 0.8)
+numbers["adam_evaluations_80"] = min(evaluations_to(histories[f"Adam, rate {r}"], 0.8) for r in (0.03, 0.1))
 numbers["lm_over_best_energy"] = min(histories["Levenberg-Marquardt"]) / best
 
 # %% [markdown]
