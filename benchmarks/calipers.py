@@ -40,7 +40,7 @@ from anthropometry import (
 from pigment import individual_typology_angle_degrees, linear_rgb_to_lab
 from uv_maps import vertex_normals
 
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
 
 from report import compared_models, describe_run
 

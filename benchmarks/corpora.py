@@ -21,8 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from facelab.augmentation import Degradations
-from facelab.corpora import CorpusSpec, Renderer, build_corpus
+from facelab.synthetic.augmentation import Degradations
+from facelab.synthetic.corpora import CorpusSpec, Renderer, build_corpus
 
 from report import describe_run
 

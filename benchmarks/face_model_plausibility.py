@@ -35,13 +35,13 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from tqdm import tqdm
 
-from facelab.camera import PerspectiveCamera
-from facelab.colour import linear_to_srgb, srgb_to_linear
-from facelab.geometry import euler_to_matrix
-from facelab.illumination import BlinnPhongLight, ambient_to_sh, directional_to_sh
-from facelab.image_formation import render
-from facelab.morphable_model import MorphableModel
-from facelab.third_party import dlib_file
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.geometry.rotations import euler_to_matrix
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
+from facelab.rendering.illumination import BlinnPhongLight, ambient_to_sh, directional_to_sh
+from facelab.rendering.image_formation import render
+from facelab.support.third_party import dlib_file
 
 from report import describe_run
 

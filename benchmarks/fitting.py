@@ -25,16 +25,16 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from tqdm import tqdm
 
-from facelab import metrics
-from facelab.camera import PerspectiveCamera
-from facelab.errors import FacelabError
-from facelab.geometry import euler_to_matrix
-from facelab.illumination import SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
-from facelab.image_formation import render
+from facelab.evaluation import metrics
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.geometry.rotations import euler_to_matrix
 from facelab.methods.energy import Settings
 from facelab.methods.fitting import Fit, reconstruct
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
 from facelab.photos import load_photo
+from facelab.rendering.illumination import SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
+from facelab.rendering.image_formation import render
+from facelab.support.errors import FacelabError
 
 from report import describe_run
 

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from facelab.evaluation.test_sets import load_test_set
 from facelab.methods.fitting import reconstruct
 from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, SIDE, InverseFaceNet, network_input
 from facelab.methods.mofa import MoFA
 from facelab.networks import encoder
 from facelab.photos import find_face
-from facelab.test_sets import load_test_set
 
 from report import describe_run
 

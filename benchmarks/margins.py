@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from facelab.files import as_json, write_whole
+from facelab.support.files import as_json, write_whole
 
 from report import describe_run
 

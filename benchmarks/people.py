@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from facelab.methods.energy import Settings
 from facelab.methods.fitting import Fit, fit_landmarks
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
 
 from report import compared_models, describe_run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from facelab.scoreboard import Row, load_rows
+from facelab.evaluation.scoreboard import Row, load_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

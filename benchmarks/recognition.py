@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from facelab.recognition import DlibRecogniser, FaceRecogniser, SFaceRecogniser
+from facelab.recognition.networks import DlibRecogniser, FaceRecogniser, SFaceRecogniser
 
 
 def milliseconds(job: Callable[[], object], device: str, repeats: int = 5) -> float:

@@ -30,7 +30,7 @@ import torch
 import trimesh
 from torch import Tensor
 
-from facelab.rasterizer import antialias, interpolate, rasterize
+from facelab.rendering.rasterizer import antialias, interpolate, rasterize
 
 from report import describe_run
 

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facelab.corpora import CorpusSpec, Renderer
-from facelab.errors import FacelabError
 from facelab.methods.breeding import synthesise
 from facelab.methods.inversefacenet import DISTRIBUTION
-from facelab.morphable_model import MorphableModel
-from facelab.rasterizer import antialias, backends, interpolate, rasterize
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering.rasterizer import antialias, backends, interpolate, rasterize
+from facelab.support.errors import FacelabError
+from facelab.synthetic.corpora import CorpusSpec, Renderer
 
 from report import describe_run
 

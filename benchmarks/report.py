@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from facelab.morphable_model import DEFAULT_MODEL
-from facelab.photo_folders import sha256_of
+from facelab.model.morphable_model import DEFAULT_MODEL
+from facelab.photos.folders import sha256_of
 
 
 def commit() -> str:

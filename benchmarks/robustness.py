@@ -26,12 +26,12 @@ import torch
 from skimage.data import astronaut
 from torch import Tensor
 
-from facelab.colour import linear_to_srgb, srgb_to_linear
-from facelab.errors import FacelabError
-from facelab.geometry import matrix_to_euler
+from facelab.geometry.rotations import matrix_to_euler
 from facelab.methods.fitting import Fit, fit_landmarks, fit_photos
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
 from facelab.photos import crop_face, find_face, load_photo
+from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
+from facelab.support.errors import FacelabError
 
 from report import describe_run
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from facelab.scoreboard import Method, evaluate, log_file, markdown, save_row, table
-from facelab.test_sets import load_test_set
+from facelab.evaluation.scoreboard import Method, evaluate, log_file, markdown, save_row, table
+from facelab.evaluation.test_sets import load_test_set
 
 from report import commit
 
@@ -39,7 +39,7 @@ def make_method(name: str) -> Method:
     place, _, checkpoint = name.partition("@")
     module, _, kind = place.rpartition(":")
     sys.path.insert(0, str(Path.cwd()))
-    made = getattr(importlib.import_module(module or "facelab.scoreboard"), kind)
+    made = getattr(importlib.import_module(module or "facelab.evaluation.scoreboard"), kind)
     path, _, label = checkpoint.partition("=")
     method: Method = made.load(path) if path else made()
     if label:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from facelab.methods import inversefacenet, mofa
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
 
 from report import describe_run
 

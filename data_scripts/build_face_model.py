@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from population import reference_cage, sample_people
 from uv_maps import UvMaps, draw_uv_maps
 
-from facelab.model_file import write_model
-from facelab.morphable_model import DEFAULT_MODEL, REGIONS, sample_actions
+from facelab.model.model_file import write_model
+from facelab.model.morphable_model import DEFAULT_MODEL, REGIONS, sample_actions
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

@@ -32,8 +32,17 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 from tqdm import tqdm
 
-from facelab import rasterizer
-from facelab.augmentation import (
+from facelab.evaluation.test_set_file import FORMAT, pack
+from facelab.evaluation.test_sets import COMMITTED, POSITION_UNIT, skin_group, topology_of, yaw_group
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.geometry.mesh import normalise
+from facelab.geometry.rotations import euler_to_matrix
+from facelab.model.model_file import read_checked
+from facelab.model.morphable_model import DEFAULT_MODEL, REGIONS, MorphableModel
+from facelab.rendering import rasterizer
+from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
+from facelab.support.files import read_json, write_whole
+from facelab.synthetic.augmentation import (
     Degradations,
     degrade,
     glasses,
@@ -42,14 +51,6 @@ from facelab.augmentation import (
     procedural_backgrounds,
     to_bytes,
 )
-from facelab.camera import PerspectiveCamera
-from facelab.colour import linear_to_srgb, srgb_to_linear
-from facelab.files import read_json, write_whole
-from facelab.geometry import euler_to_matrix, normalise
-from facelab.model_file import read_checked
-from facelab.morphable_model import DEFAULT_MODEL, REGIONS, MorphableModel
-from facelab.test_set_file import FORMAT, pack
-from facelab.test_sets import COMMITTED, POSITION_UNIT, skin_group, topology_of, yaw_group
 
 Floats = NDArray[np.floating]
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from uv_maps import vertex_normals
 
-from facelab.morphable_model import REGIONS
-from facelab.subdivision import catmull_clark
+from facelab.geometry.subdivision import catmull_clark
+from facelab.model.morphable_model import REGIONS
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

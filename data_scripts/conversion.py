@@ -19,11 +19,11 @@ from numpy.typing import ArrayLike
 from registration import borrow_albedo, closest_on_surface, fit_reference, normals_of
 from scipy.spatial import cKDTree
 
-from facelab.colour import srgb_to_linear
-from facelab.errors import FacelabError, MeshError, ModelFileError
-from facelab.files import guarded, shown
-from facelab.geometry import check_triangles
-from facelab.morphable_model import REGIONS, SKIN_F0, MorphableModel
+from facelab.geometry.mesh import check_triangles
+from facelab.model.morphable_model import REGIONS, SKIN_F0, MorphableModel
+from facelab.rendering.colour import srgb_to_linear
+from facelab.support.errors import FacelabError, MeshError, ModelFileError
+from facelab.support.files import guarded, shown
 
 Array = np.ndarray
 Landmarks = dict[int, tuple[int, Array]]  # iBUG number -> (triangle, (3,) barycentric weights)

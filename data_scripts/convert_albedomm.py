@@ -20,7 +20,7 @@ import numpy as np
 from conversion import command_line, converter, finish, require
 from convert_bfm2017 import open_h5, read_pca, read_shape
 
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
 
 
 @converter

@@ -31,8 +31,8 @@ from conversion import (
 )
 from matlab import read_matlab
 
-from facelab.errors import ModelFileError
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
+from facelab.support.errors import ModelFileError
 
 MM = 1e-3
 NAMES = ("shapeMU", "shapePC", "shapeEV", "texMU", "texPC", "texEV", "tl")

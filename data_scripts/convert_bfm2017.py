@@ -37,8 +37,8 @@ from conversion import (
 )
 from scipy.spatial import cKDTree
 
-from facelab.errors import ModelFileError
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
+from facelab.support.errors import ModelFileError
 
 TERMS = "faces.dmi.unibas.ch/bfm, University of Basel licence: research and teaching, no passing on"
 LANDMARKS = "metadata/landmarks/json"

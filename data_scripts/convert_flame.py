@@ -26,9 +26,9 @@ import numpy as np
 from conversion import Array, Landmarks, Parts, command_line, converter, existing_file, finish, require
 from scipy.sparse import csc_matrix
 
-from facelab.errors import ModelFileError
-from facelab.files import read_npz
-from facelab.morphable_model import REGIONS, MorphableModel
+from facelab.model.morphable_model import REGIONS, MorphableModel
+from facelab.support.errors import ModelFileError
+from facelab.support.files import read_npz
 
 MM = 1000.0
 IDENTITY, EXPRESSION = 300, 100

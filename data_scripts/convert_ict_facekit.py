@@ -31,8 +31,8 @@ from conversion import (
     require,
 )
 
-from facelab.errors import ModelFileError
-from facelab.morphable_model import REGIONS, MorphableModel
+from facelab.model.morphable_model import REGIONS, MorphableModel
+from facelab.support.errors import ModelFileError
 
 MM = 10.0
 EXPRESSION_RMS_WEIGHT = 0.25  # blend shape weights live in [0, 1] and few are active at a time

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, eye_array
 from tqdm import tqdm
 
-from facelab.morphable_model import REGIONS
+from facelab.model.morphable_model import REGIONS
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

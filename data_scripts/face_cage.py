@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from uv_maps import wheel_to_window
 
-from facelab.morphable_model import REGIONS
+from facelab.model.morphable_model import REGIONS
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

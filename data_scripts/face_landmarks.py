@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from uv_maps import vertex_normals
 
-from facelab.morphable_model import REGIONS
-from facelab.subdivision import Subdivision, catmull_clark, triangulate
+from facelab.geometry.subdivision import Subdivision, catmull_clark, triangulate
+from facelab.model.morphable_model import REGIONS
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

@@ -8,7 +8,7 @@ from skin import sample_skin
 from skin_maps import SkinMaps
 from uv_maps import UvMaps, sample_map
 
-from facelab.morphable_model import REGIONS
+from facelab.model.morphable_model import REGIONS
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

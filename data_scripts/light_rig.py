@@ -2,7 +2,7 @@
 
 A rig is shaded here by many point lights with one shadow map each; path_tracer.py takes the same rig. All is
 in camera space (mm) and linear RGB; a colour is the shading of a white matt surface that faces the light at
-the head, as in facelab.illumination.
+the head, as in facelab.rendering.illumination.
 """
 
 from dataclasses import dataclass, replace
@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facelab import rasterizer
-from facelab.camera import PerspectiveCamera
-from facelab.geometry import dot, normalise
-from facelab.illumination import blinn_phong_lobe, directional_to_sh, schlick_fresnel
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.geometry.mesh import dot, normalise
+from facelab.rendering import rasterizer
+from facelab.rendering.illumination import blinn_phong_lobe, directional_to_sh, schlick_fresnel
 
 Floats = NDArray[np.floating]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from facelab.errors import FacelabError
-from facelab.files import guarded, shown
+from facelab.support.errors import FacelabError
+from facelab.support.files import guarded, shown
 
 TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 MATRIX, COMPRESSED = 14, 15

@@ -12,8 +12,8 @@ from skimage.data import lfw_subset
 from skimage.transform import resize
 from torch import Tensor
 
-from facelab.files import write_whole
-from facelab.recognition import MEAN_EMBEDDING, DlibRecogniser
+from facelab.recognition.networks import MEAN_EMBEDDING, DlibRecogniser
+from facelab.support.files import write_whole
 
 
 def mean_embedding() -> Tensor:

@@ -33,9 +33,9 @@ from scipy.spatial import KDTree
 from skin import _hair_colour, sample_skin
 from uv_maps import rasterise_uv, sample_map, vertex_normals
 
-from facelab.model_file import read_checked
-from facelab.morphable_model import DEFAULT_MODEL, MorphableModel, sample_actions
-from facelab.subdivision import catmull_clark, triangulate
+from facelab.geometry.subdivision import catmull_clark, triangulate
+from facelab.model.model_file import read_checked
+from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel, sample_actions
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

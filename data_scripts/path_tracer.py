@@ -14,8 +14,8 @@ from light_rig import Rig
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facelab.camera import PerspectiveCamera
-from facelab.morphable_model import REGIONS, SKIN_F0
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.model.morphable_model import REGIONS, SKIN_F0
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

@@ -42,7 +42,7 @@ from makehuman import (
 from numpy.typing import NDArray
 from uv_maps import vertex_normals
 
-from facelab.subdivision import triangulate
+from facelab.geometry.subdivision import triangulate
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

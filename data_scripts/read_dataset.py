@@ -20,10 +20,10 @@ from datasets import READERS
 from PIL import Image
 from tqdm import tqdm
 
-from facelab.errors import FacelabError
-from facelab.files import replacing
-from facelab.photo_truth import LANDMARK_FILE
-from facelab.records import FaceRecord
+from facelab.evaluation.photo_truth import LANDMARK_FILE
+from facelab.model.records import FaceRecord
+from facelab.support.errors import FacelabError
+from facelab.support.files import replacing
 
 SAMPLE = 20  # records that are looked at unless --limit or --export says otherwise
 

@@ -9,9 +9,9 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from trimesh.triangles import closest_point, points_to_barycentric
 
-from facelab.errors import ModelFileError
-from facelab.geometry import vertex_normals
-from facelab.morphable_model import MorphableModel
+from facelab.geometry.mesh import vertex_normals
+from facelab.model.morphable_model import MorphableModel
+from facelab.support.errors import ModelFileError
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]

@@ -21,9 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facelab.augmentation import Degradations
-from facelab.corpora import CorpusSpec, Renderer
-from facelab.files import as_json, sha256_of, write_whole
+from facelab.evaluation.metrics import geometry_rmse_mm
 from facelab.methods.coarsenet import (
     SIDE,
     GeometryLoss,
@@ -35,9 +33,11 @@ from facelab.methods.coarsenet import (
     pose_loss,
     vectors_of,
 )
-from facelab.metrics import geometry_rmse_mm
-from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
+from facelab.support.files import as_json, sha256_of, write_whole
+from facelab.synthetic.augmentation import Degradations
+from facelab.synthetic.corpora import CorpusSpec, Renderer
 from facelab.training import Run, save_checkpoint
 
 CHANNELS = {"both": ("pncc", "normals"), "pncc": ("pncc",), "normals": ("normals",), "none": ()}

@@ -39,11 +39,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
-from facelab import metrics
-from facelab.augmentation import to_bytes
-from facelab.corpora import CorpusSpec, Renderer
-from facelab.errors import CorpusError, FacelabError, ParameterError
-from facelab.files import as_json, guarded, read_tensors, sha256_of, write_whole
+from facelab.evaluation import metrics
 from facelab.methods.breeding import breed, mirror_signs, population, synthesise
 from facelab.methods.inversefacenet import (
     DISTRIBUTION,
@@ -55,10 +51,14 @@ from facelab.methods.inversefacenet import (
     network_input,
     parameter_loss,
 )
-from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import KINDS
-from facelab.photo_folders import list_pictures
 from facelab.photos import DlibDetector, find_face, load_photo
+from facelab.photos.folders import list_pictures
+from facelab.support.errors import CorpusError, FacelabError, ParameterError
+from facelab.support.files import as_json, guarded, read_tensors, sha256_of, write_whole
+from facelab.synthetic.augmentation import to_bytes
+from facelab.synthetic.corpora import CorpusSpec, Renderer
 from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
 
 CHUNK = 1000  # pictures in a file

@@ -28,14 +28,14 @@ from torch.nn.functional import avg_pool2d
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from facelab.augmentation import Degradations
-from facelab.corpora import Corpus, CorpusSpec, Renderer, build_corpus, is_finished
-from facelab.errors import CorpusError
-from facelab.files import as_json, guarded, read_tensors, write_whole
+from facelab.evaluation.mofa_progress import beginners_code, complaints, evaluate, mirrored, warning_signs
 from facelab.methods.mofa import LAYOUT, UNITS, Decoder, Encoder, Weights, card_of, loss_terms, make_network
-from facelab.methods.mofa_progress import beginners_code, complaints, evaluate, mirrored, warning_signs
-from facelab.photo_folders import PhotoFolder
 from facelab.photos import DlibDetector
+from facelab.photos.folders import PhotoFolder
+from facelab.support.errors import CorpusError
+from facelab.support.files import as_json, guarded, read_tensors, write_whole
+from facelab.synthetic.augmentation import Degradations
+from facelab.synthetic.corpora import Corpus, CorpusSpec, Renderer, build_corpus, is_finished
 from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
 
 PRESETS: dict[str, dict[str, Any]] = {

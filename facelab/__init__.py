@@ -10,36 +10,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same as below, for editors and type checkers
-    from facelab.camera import PerspectiveCamera
-    from facelab.errors import FacelabError
+    from facelab.evaluation.scoreboard import evaluate
+    from facelab.evaluation.test_sets import load_test_set
     from facelab.export import export_glb, export_obj
-    from facelab.face import Face
-    from facelab.illumination import SphericalHarmonicsLight
-    from facelab.image_formation import render
+    from facelab.geometry.camera import PerspectiveCamera
     from facelab.methods.fitting import reconstruct
-    from facelab.morphable_model import MorphableModel
+    from facelab.model.face import Face
+    from facelab.model.morphable_model import MorphableModel
+    from facelab.model.records import FaceRecord, Reconstruction
     from facelab.photos import crop_face, find_face, load_photo
-    from facelab.records import FaceRecord, Reconstruction
-    from facelab.scoreboard import evaluate
-    from facelab.test_sets import load_test_set
+    from facelab.rendering.illumination import SphericalHarmonicsLight
+    from facelab.rendering.image_formation import render
+    from facelab.support.errors import FacelabError
 
 _MODULES = {
-    "Face": "face",
-    "FaceRecord": "records",
-    "FacelabError": "errors",
-    "MorphableModel": "morphable_model",
-    "PerspectiveCamera": "camera",
-    "Reconstruction": "records",
-    "SphericalHarmonicsLight": "illumination",
+    "Face": "model.face",
+    "FaceRecord": "model.records",
+    "FacelabError": "support.errors",
+    "MorphableModel": "model.morphable_model",
+    "PerspectiveCamera": "geometry.camera",
+    "Reconstruction": "model.records",
+    "SphericalHarmonicsLight": "rendering.illumination",
     "crop_face": "photos",
-    "evaluate": "scoreboard",
+    "evaluate": "evaluation.scoreboard",
     "export_glb": "export",
     "export_obj": "export",
     "find_face": "photos",
     "load_photo": "photos",
-    "load_test_set": "test_sets",
+    "load_test_set": "evaluation.test_sets",
     "reconstruct": "methods.fitting",
-    "render": "image_formation",
+    "render": "rendering.image_formation",
 }
 __all__ = [*_MODULES]
 

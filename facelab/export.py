@@ -19,13 +19,13 @@ from torch import Tensor
 from trimesh.exchange.gltf import export_glb as trimesh_glb
 from trimesh.exchange.obj import export_obj as trimesh_obj
 
-from facelab import rasterizer
-from facelab.colour import linear_to_srgb
-from facelab.errors import MeshError, ParameterError
-from facelab.files import write_whole
-from facelab.geometry import check_triangles, vertex_normals
-from facelab.morphable_model import MorphableModel
-from facelab.printing import one_line
+from facelab.geometry.mesh import check_triangles, vertex_normals
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering import rasterizer
+from facelab.rendering.colour import linear_to_srgb
+from facelab.support.errors import MeshError, ParameterError
+from facelab.support.files import write_whole
+from facelab.support.tensors import one_line
 
 METRES_PER_MM = 0.001
 F0_WHITE = 0.08  # the F0 that white means in the specular PNG

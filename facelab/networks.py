@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
-from facelab.errors import ModelFileError, ParameterError
+from facelab.support.errors import ModelFileError, ParameterError
 
 SMALL_SIDE = 120  # px: the small network averages larger pictures down to less than twice this
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # 0: pooling

@@ -27,10 +27,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from facelab.errors import DivergenceError, ModelFileError, ParameterError
-from facelab.files import as_json, guarded, read_json, read_tensors, replacing, write_whole
+from facelab.support.errors import DivergenceError, ModelFileError, ParameterError
+from facelab.support.files import DATA, as_json, guarded, read_json, read_tensors, replacing, write_whole
 
-CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"
+CHECKPOINTS = DATA / "checkpoints"
 SCALE, SMALL = ".scale", 4096  # of rows kept as 8-bit numbers; tensors that are not worth it
 WINDOW = 20  # steps between two looks at the loss: each makes a GPU wait
 

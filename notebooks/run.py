@@ -22,9 +22,9 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from facelab import photos
-from facelab.course import make_folder
-from facelab.errors import FacelabError
-from facelab.photo_folders import list_pictures
+from facelab.course.notebook import make_folder
+from facelab.photos.folders import list_pictures
+from facelab.support.errors import FacelabError
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "00_reconstruct_a_photo.ipynb"

@@ -32,17 +32,17 @@ from torch import Tensor, nn
 
 sys.path += [str(Path(__file__).parents[1] / "data_scripts"), str(Path(__file__).parent)]
 
-from facelab import test_sets
-from facelab.corpora import Corpus, CorpusSpec, build_corpus
-from facelab.errors import FacelabError, NoFaceError
-from facelab.files import sha256_of, write_whole
-from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
-from facelab.photo_folders import PhotoFolder
-from facelab.photo_truth import LANDMARK_FILE, photo_records
+from facelab.evaluation import test_sets
+from facelab.evaluation.photo_truth import LANDMARK_FILE, photo_records
+from facelab.evaluation.scoreboard import Row, evaluate, load_rows, save_row
+from facelab.evaluation.test_set_file import FORMAT, pack, unpack
+from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.model.records import FaceRecord, Reconstruction
 from facelab.photos import Face, load_photo
-from facelab.records import FaceRecord, Reconstruction
-from facelab.scoreboard import Row, evaluate, load_rows, save_row
-from facelab.test_set_file import FORMAT, pack, unpack
+from facelab.photos.folders import PhotoFolder
+from facelab.support.errors import FacelabError, NoFaceError
+from facelab.support.files import sha256_of, write_whole
+from facelab.synthetic.corpora import Corpus, CorpusSpec, build_corpus
 from facelab.training import Run, load_checkpoint, save_checkpoint
 
 SECONDS, GIBIBYTES = 20, 1.5  # that one trial may take, beyond what the process had before

@@ -12,8 +12,8 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import anthropometry
 from calipers import measure_model, place_calipers
 
-from facelab.geometry import euler_to_matrix
-from facelab.morphable_model import MorphableModel
+from facelab.geometry.rotations import euler_to_matrix
+from facelab.model.morphable_model import MorphableModel
 
 
 @pytest.fixture(scope="module")

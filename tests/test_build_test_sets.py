@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 
 from light_rig import STYLES, Lamp, Rig, Surface, draw_rig, shade, unshadowed
 
-from facelab.illumination import sh_irradiance
-from facelab.metrics import light_direction
+from facelab.evaluation.metrics import light_direction
+from facelab.rendering.illumination import sh_irradiance
 
 needs_anny = pytest.mark.skipif(importlib.util.find_spec("anny") is None, reason="the anny wheel is missing")
 needs_mitsuba = pytest.mark.skipif(importlib.util.find_spec("mitsuba") is None, reason="Mitsuba is missing")

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from facelab.camera import NEAR_MM, Camera, PerspectiveCamera, WeakPerspectiveCamera
-from facelab.errors import ParameterError
-from facelab.geometry import euler_to_matrix
+from facelab.geometry.camera import NEAR_MM, Camera, PerspectiveCamera, WeakPerspectiveCamera
+from facelab.geometry.rotations import euler_to_matrix
+from facelab.support.errors import ParameterError
 
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
 

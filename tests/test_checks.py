@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from facelab import checks
-from facelab.checks import Exercise, check, describe, exercises, register
-from facelab.errors import CheckFailedError, FacelabError
+from facelab.course import checks
+from facelab.course.checks import Exercise, check, describe, exercises, register
+from facelab.support.errors import CheckFailedError, FacelabError
 
 # Answers as a learner would write them, with no help from facelab.
 

@@ -17,11 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 
 import train_coarsenet
 
-from facelab.camera import WeakPerspectiveCamera
-from facelab.distributions import DISTRIBUTIONS
-from facelab.errors import NoFaceError, ParameterError
-from facelab.gbuffer import depth_normals, rasterize_surface
-from facelab.image_formation import normalised_coordinates
+from facelab.geometry.camera import WeakPerspectiveCamera
 from facelab.methods import coarsenet
 from facelab.methods.coarsenet import (
     CoarseNet,
@@ -44,9 +40,13 @@ from facelab.methods.shading_criterion import (
     laplacian,
     shade_first_order,
 )
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
 from facelab.networks import Hypercolumn, encoder
 from facelab.photos import find_face
+from facelab.rendering.gbuffer import depth_normals, rasterize_surface
+from facelab.rendering.image_formation import normalised_coordinates
+from facelab.support.errors import NoFaceError, ParameterError
+from facelab.synthetic.distributions import DISTRIBUTIONS
 from facelab.training import Run
 
 SIZE = 64

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from facelab.colour import gamma_encode, linear_to_srgb, srgb_to_linear
+from facelab.rendering.colour import gamma_encode, linear_to_srgb, srgb_to_linear
 
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 

@@ -14,34 +14,41 @@ import pytest
 import torch
 from torch import Tensor
 
-import facelab.errors
-from facelab.camera import Camera, PerspectiveCamera, WeakPerspectiveCamera
-from facelab.colour import linear_to_srgb
-from facelab.geometry import euler_to_matrix, triangle_normals, vertex_normals
-from facelab.illumination import SphericalHarmonicsLight, ambient_to_sh, directional_to_sh, sh_basis
-from facelab.image_formation import render, shade_vertices
-from facelab.morphable_model import MorphableModel
-from facelab.rasterizer import interpolate, rasterize
+import facelab.support.errors
+from facelab.geometry.camera import Camera, PerspectiveCamera, WeakPerspectiveCamera
+from facelab.geometry.mesh import triangle_normals, vertex_normals
+from facelab.geometry.rotations import euler_to_matrix
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering.colour import linear_to_srgb
+from facelab.rendering.illumination import (
+    SphericalHarmonicsLight,
+    ambient_to_sh,
+    directional_to_sh,
+    sh_basis,
+)
+from facelab.rendering.image_formation import render, shade_vertices
+from facelab.rendering.rasterizer import interpolate, rasterize
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "facelab"
 SOURCES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
-# A module may import what is on its own floor or below. Give a new module its floor here.
-FLOORS = {
-    "errors": 0,
-    "third_party": 0,
-    "printing": 0,
-    "files": 0,
-    **dict.fromkeys(["camera", "colour", "geometry", "illumination", "metrics", "parameters"], 1),
-    **dict.fromkeys(["face_chips", "morphable_model", "networks", "rasterizer", "recognition"], 2),
-    **dict.fromkeys(["model_file", "recognition_weights", "subdivision"], 2),
-    **dict.fromkeys(["augmentation", "gbuffer", "image_formation", "photo_folders", "photos"], 3),
-    "test_set_file": 3,
-    **dict.fromkeys(["checks", "corpora", "course", "distributions", "export", "face"], 4),
-    **dict.fromkeys(["records", "training", "viewer"], 4),
-    **dict.fromkeys(["measures", "methods", "photo_truth", "scoreboard", "test_sets"], 5),
-}
+# The rooms, folders or single files: each may import those that stand before it.
+ROOMS = [
+    "support",
+    "geometry",
+    "rendering",
+    "photos",
+    "model",
+    "recognition",
+    "networks",
+    "synthetic",
+    "training",
+    "methods",
+    "evaluation",
+    "export",
+    "course",
+]
 
 
 def cameras() -> list[Camera]:
@@ -74,9 +81,10 @@ def test_every_line_of_the_page_has_a_test() -> None:
 
 def test_every_name_on_the_page_exists() -> None:
     page = (ROOT / "docs" / "conventions.md").read_text()
-    assert (PACKAGE / "rasterizer" / "pytorch3d_backend.py").exists()
+    assert (PACKAGE / "rendering" / "rasterizer" / "pytorch3d_backend.py").exists()
     for module, name in re.findall(r"`(camera|illumination)\.(\w+)`", page):
-        text = (PACKAGE / f"{module}.py").read_text()
+        (path,) = PACKAGE.rglob(f"{module}.py")
+        text = path.read_text()
         assert f"def {name}(" in text, f"{module}.{name}"
 
 
@@ -338,10 +346,12 @@ def test_errors() -> None:
     """Every class in errors.py is a FacelabError, and public functions raise nothing else themselves."""
     names = {
         name: error
-        for name, error in vars(facelab.errors).items()
-        if inspect.isclass(error) and error.__module__ == "facelab.errors"
+        for name, error in vars(facelab.support.errors).items()
+        if inspect.isclass(error) and error.__module__ == "facelab.support.errors"
     }
-    assert all(issubclass(error, facelab.errors.FacelabError) and error.__doc__ for error in names.values())
+    assert all(
+        issubclass(error, facelab.support.errors.FacelabError) and error.__doc__ for error in names.values()
+    )
     for path, tree in SOURCES.items():
         # A private function may raise a ValueError for its public caller to catch and name.
         for _, definition in public_definitions(tree.body):
@@ -364,39 +374,51 @@ def imported(tree: ast.Module) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def module(path: Path) -> str:
+    """Its name below facelab, "rendering.colour"; that of the folder for an `__init__.py`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def rooms_used(path: Path, tree: ast.Module) -> set[str]:
-    """The rooms (modules or sub-packages of facelab) that a file imports."""
-    absolute = {name.split(".")[1] for name in imported(tree) if name.startswith("facelab.")}
-    parents = [path.relative_to(PACKAGE).parts[:-1]]
-    relative = set()
+MODULES = {module(path): path for path in SOURCES}
+
+
+def modules_used(path: Path, tree: ast.Module) -> set[str]:
+    """The modules of facelab that a file imports, at any depth."""
+    names = {name.removeprefix("facelab.") for name in imported(tree) if name.startswith("facelab.")}
+    package = path.relative_to(PACKAGE).parts[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = [*parents[0][: len(parents[0]) - node.level + 1], *(node.module or "").split(".")]
-            base = [part for part in base if part]
-            relative |= {base[0]} if base else {alias.name for alias in node.names}
-    return (absolute | relative) - {room(path)}
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            names |= {".".join(part for part in (*base, alias.name) if part) for alias in node.names}
+            names.add(".".join(part for part in base if part))
+    return {name for name in names if name in MODULES} - {module(path), ""}
 
 
 def test_imports_go_down_only() -> None:
-    uses: dict[str, set[str]] = {}
-    for path, tree in SOURCES.items():
-        if path == PACKAGE / "__init__.py":
-            continue
-        assert room(path) in FLOORS, f"give {room(path)} a floor in {Path(__file__).name}"
-        for other in rooms_used(path, tree):
-            assert FLOORS[other] <= FLOORS[room(path)], f"{path.name} imports {other} from a floor above"
-        uses.setdefault(room(path), set()).update(rooms_used(path, tree))
-    assert "rasterizer" in uses["image_formation"] and "errors" in uses["rasterizer"], "imports are found"
-    # On one floor rooms may use each other, but not in a circle.
+    """From room to room, and within a room never in a circle."""
+    uses = {module(path): modules_used(path, tree) for path, tree in SOURCES.items() if module(path)}
+    assert {name.split(".")[0] for name in uses} == set(ROOMS), f"give every room its place in {__file__}"
+    for name, others in uses.items():
+        for other in others:
+            above = ROOMS.index(other.split(".")[0]) > ROOMS.index(name.split(".")[0])
+            assert not above, f"{name} imports {other} from a room above"
+    found = uses["rendering.image_formation"], uses["rendering.rasterizer.interpolation"]
+    assert "rendering.rasterizer" in found[0] and "rendering.rasterizer.inputs" in found[1]
     done: set[str] = set()
     while done != set(uses):
-        free = {name for name in set(uses) - done if uses[name] <= done | (set(FLOORS) - set(uses))}
+        # A folder's own `__init__.py`, which gathers what its modules hold, is no use of it by them.
+        free = {
+            name
+            for name in set(uses) - done
+            if all(other in done or name.startswith(f"{other}.") for other in uses[name])
+        }
         assert free, f"import circle among {sorted(set(uses) - done)}"
         done |= free
+
+
+def test_there_are_few_rooms() -> None:
+    assert len(ROOMS) <= 14
 
 
 def public_definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.stmt]]:

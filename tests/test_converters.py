@@ -16,10 +16,10 @@ import scipy.io
 import scipy.sparse
 import torch
 
-from facelab.colour import srgb_to_linear
-from facelab.errors import ModelFileError
-from facelab.geometry import vertex_normals
-from facelab.morphable_model import REGIONS, SKIN_F0, MorphableModel
+from facelab.geometry.mesh import vertex_normals
+from facelab.model.morphable_model import REGIONS, SKIN_F0, MorphableModel
+from facelab.rendering.colour import srgb_to_linear
+from facelab.support.errors import ModelFileError
 
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"
 sys.path.insert(0, str(SCRIPTS))

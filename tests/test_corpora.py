@@ -18,14 +18,22 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from facelab.augmentation import Degradations, degrade, glasses, hair, hand, occlude, procedural_backgrounds
-from facelab.corpora import Corpus, CorpusSpec, CorpusStream, Renderer, build_corpus
-from facelab.distributions import DISTRIBUTIONS
-from facelab.errors import CorpusError, ParameterError, PhotoNotFoundError
-from facelab.image_formation import render_attributes
-from facelab.morphable_model import MorphableModel
-from facelab.photo_folders import PhotoFolder
+from facelab.model.morphable_model import MorphableModel
 from facelab.photos import DlibDetector, Face
+from facelab.photos.folders import PhotoFolder
+from facelab.rendering.image_formation import render_attributes
+from facelab.support.errors import CorpusError, ParameterError, PhotoNotFoundError
+from facelab.synthetic.augmentation import (
+    Degradations,
+    degrade,
+    glasses,
+    hair,
+    hand,
+    occlude,
+    procedural_backgrounds,
+)
+from facelab.synthetic.corpora import Corpus, CorpusSpec, CorpusStream, Renderer, build_corpus
+from facelab.synthetic.distributions import DISTRIBUTIONS
 
 TINY = CorpusSpec("inversefacenet", seed=3, size=32, subdivisions=0, batch=2)
 COUNT, SHARD = 9, 2  # three shards, the last one of a single picture
@@ -356,7 +364,7 @@ def test_a_file_is_there_as_a_whole_or_not(tmp_path: Path, monkeypatch: pytest.M
 def test_killed_and_resumed(tmp_path: Path) -> None:
     """The same with a real SIGKILL, and with worker processes."""
     code = (
-        "from facelab.corpora import *\nimport sys\n"
+        "from facelab.synthetic.corpora import *\nimport sys\n"
         f"build_corpus(sys.argv[1], {TINY!r}, 200, 4, workers=int(sys.argv[2]), progress=False)"
     )
     killed, clean = tmp_path / "killed", tmp_path / "clean"

@@ -11,9 +11,9 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from facelab import course
-from facelab.course import begin, check_device, make_folder, repository
-from facelab.errors import ParameterError
+from facelab.course import notebook as course
+from facelab.course.notebook import begin, check_device, make_folder, repository
+from facelab.support.errors import ParameterError
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {"tiny": {"size": 60}, "quick": {"size": 120}}
@@ -107,7 +107,7 @@ def test_folders_of_the_home_and_relative_ones(tmp_path: Path, monkeypatch: pyte
 
 def test_the_default_place_is_in_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "notebooks" / "src").mkdir(parents=True)
-    monkeypatch.setattr(course, "__file__", str(tmp_path / "facelab" / "course.py"))
+    monkeypatch.setattr(course, "__file__", str(tmp_path / "facelab" / "course" / "notebook.py"))
     monkeypatch.chdir(Path(tmp_path.anchor))
     _, out = begin("20_rasterizer", variables(tmp_path, OUT_DIR=""), PRESETS)
     assert out == tmp_path / "runs" / "20_rasterizer" and out.is_dir()
@@ -120,7 +120,9 @@ def test_the_repository_is_found_from_anywhere(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ParameterError, match="no_such_part"):
         repository("no_such_part")
     # installed elsewhere, as `pip install .` does: a clone around the present folder, or none
-    monkeypatch.setattr(course, "__file__", str(tmp_path / "site-packages" / "facelab" / "course.py"))
+    monkeypatch.setattr(
+        course, "__file__", str(tmp_path / "site-packages" / "facelab" / "course" / "notebook.py")
+    )
     monkeypatch.chdir(ROOT / "notebooks" / "exercises")
     assert repository("results") == ROOT / "results"
     monkeypatch.chdir(tmp_path)
@@ -135,7 +137,7 @@ def test_devices_of_this_machine() -> None:
 def small_notebook(folder: Path) -> Path:
     """A notebook that begins as those of the course do."""
     parts = [
-        ("from facelab.course import begin\nLIMIT = 3", []),
+        ("from facelab.course.notebook import begin\nLIMIT = 3", []),
         (DEFAULTS, ["parameters"]),
         (f"preset, out = begin('x', globals(), {PRESETS!r})", []),
     ]

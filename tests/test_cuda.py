@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from facelab.corpora import CorpusSpec, Renderer
-from facelab.geometry import euler_to_matrix
+from facelab.geometry.rotations import euler_to_matrix
 from facelab.methods import inversefacenet, mofa
 from facelab.methods.breeding import synthesise
 from facelab.methods.fitting import fit_landmarks
-from facelab.morphable_model import MorphableModel
-from facelab.rasterizer import antialias, interpolate, rasterize
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering.rasterizer import antialias, interpolate, rasterize
+from facelab.synthetic.corpora import CorpusSpec, Renderer
 from facelab.training import Run
 
 DEVICE = os.environ.get("FACELAB_DEVICE", "cuda")

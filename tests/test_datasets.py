@@ -20,9 +20,9 @@ sys.path.insert(0, str(SCRIPTS))
 import read_dataset  # noqa: E402
 from datasets import READERS, common, facescape, w300lp  # noqa: E402
 
-from facelab.camera import PerspectiveCamera, WeakPerspectiveCamera  # noqa: E402
-from facelab.errors import DatasetError, FacelabError, TruncatedImageError  # noqa: E402
-from facelab.test_sets import load_test_set  # noqa: E402
+from facelab.evaluation.test_sets import load_test_set  # noqa: E402
+from facelab.geometry.camera import PerspectiveCamera, WeakPerspectiveCamera  # noqa: E402
+from facelab.support.errors import DatasetError, FacelabError, TruncatedImageError  # noqa: E402
 
 torch.set_num_threads(1)
 WIDTH, HEIGHT = 48, 40

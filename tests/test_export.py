@@ -9,13 +9,13 @@ import torch
 import trimesh
 from PIL import Image
 
-from facelab.camera import PerspectiveCamera
-from facelab.colour import linear_to_srgb, srgb_to_linear
-from facelab.errors import MeshError, ParameterError
 from facelab.export import F0_WHITE, bake_texture, export_glb, export_obj, roughness, textured_mesh
-from facelab.illumination import SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
-from facelab.image_formation import render
-from facelab.morphable_model import MorphableModel
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
+from facelab.rendering.illumination import SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
+from facelab.rendering.image_formation import render
+from facelab.support.errors import MeshError, ParameterError
 
 AROUND, UP, SIZE = 48, 12, 256
 

@@ -21,14 +21,22 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 
 from matlab import read_matlab
 
-from facelab.corpora import CorpusSpec, build_corpus
-from facelab.errors import DatasetError, ModelFileError, OutputError, ParameterError
+from facelab.evaluation.metrics import frechet_distance
+from facelab.evaluation.scoreboard import Outcome, Row, evaluate, load_rows, save_row
 from facelab.export import TexturedMesh, export_glb, export_obj
-from facelab.files import append_line, as_json, guarded, read_npz, replacing, with_digest, write_whole
-from facelab.metrics import frechet_distance
-from facelab.morphable_model import MorphableModel
-from facelab.records import FaceRecord
-from facelab.scoreboard import Outcome, Row, evaluate, load_rows, save_row
+from facelab.model.morphable_model import MorphableModel
+from facelab.model.records import FaceRecord
+from facelab.support.errors import DatasetError, ModelFileError, OutputError, ParameterError
+from facelab.support.files import (
+    append_line,
+    as_json,
+    guarded,
+    read_npz,
+    replacing,
+    with_digest,
+    write_whole,
+)
+from facelab.synthetic.corpora import CorpusSpec, build_corpus
 from facelab.training import Run, save_checkpoint
 
 
@@ -233,7 +241,7 @@ def test_an_evaluation_on_a_full_disk_goes_on_later(tmp_path: Path, monkeypatch:
             raise OutputError("the disk is full")
         append_line(path, line)
 
-    monkeypatch.setattr("facelab.scoreboard.append_line", full)
+    monkeypatch.setattr("facelab.evaluation.scoreboard.append_line", full)
     with pytest.raises(OutputError):
         evaluate(Nobody(), records, "set", measures={}, folder=tmp_path)
     monkeypatch.undo()

@@ -12,16 +12,16 @@ from PIL import Image
 from skimage.data import astronaut
 from torch import Tensor
 
-from facelab import metrics
-from facelab.colour import linear_to_srgb, srgb_to_linear
-from facelab.errors import NoFaceError, ParameterError
-from facelab.geometry import euler_to_matrix
-from facelab.illumination import SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
-from facelab.image_formation import render
+from facelab.evaluation import metrics
+from facelab.geometry.rotations import euler_to_matrix
 from facelab.methods.energy import Problem, Settings, View
 from facelab.methods.fitting import Fit, fit_adam, fit_landmarks, fit_photos, initial_pose, reconstruct
 from facelab.methods.residuals import Estimate, VertexBases, shrink, visible_vertices
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
+from facelab.rendering.illumination import SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
+from facelab.rendering.image_formation import render
+from facelab.support.errors import NoFaceError, ParameterError
 
 SMALL = Settings(identity=20, expression=10, albedo=20, size=120, levels=((60, 0, 5), (120, 0, 5)))
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from facelab.camera import Camera, PerspectiveCamera, WeakPerspectiveCamera
-from facelab.errors import ParameterError
 from facelab.export import bake_texture
-from facelab.gbuffer import depth_normals, depth_positions, look_up, rasterize_surface, uv_map
-from facelab.illumination import BlinnPhongLight, ambient_to_sh, directional_to_sh
-from facelab.image_formation import render, shade
-from facelab.morphable_model import MorphableModel
+from facelab.geometry.camera import Camera, PerspectiveCamera, WeakPerspectiveCamera
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering.gbuffer import depth_normals, depth_positions, look_up, rasterize_surface, uv_map
+from facelab.rendering.illumination import BlinnPhongLight, ambient_to_sh, directional_to_sh
+from facelab.rendering.image_formation import render, shade
+from facelab.support.errors import ParameterError
 
 SIZE = 96
 

@@ -4,15 +4,9 @@ import pytest
 import torch
 import trimesh
 
-from facelab.errors import MeshError
-from facelab.geometry import (
-    check_triangles,
-    euler_to_matrix,
-    matrix_to_euler,
-    normalise,
-    triangle_normals,
-    vertex_normals,
-)
+from facelab.geometry.mesh import check_triangles, normalise, triangle_normals, vertex_normals
+from facelab.geometry.rotations import euler_to_matrix, matrix_to_euler
+from facelab.support.errors import MeshError
 
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from facelab.geometry import normalise
-from facelab.illumination import (
+from facelab.geometry.mesh import normalise
+from facelab.rendering.illumination import (
     CLAMPED_COSINE,
     BlinnPhongLight,
     PhongLight,

@@ -6,11 +6,11 @@ import torch
 import trimesh
 from torch import Tensor
 
-from facelab.camera import Camera, PerspectiveCamera, WeakPerspectiveCamera
-from facelab.colour import linear_to_srgb, srgb_to_linear
-from facelab.errors import ImageSizeError, MeshError, ParameterError
-from facelab.geometry import euler_to_matrix, normalise, vertex_normals
-from facelab.illumination import (
+from facelab.geometry.camera import Camera, PerspectiveCamera, WeakPerspectiveCamera
+from facelab.geometry.mesh import normalise, vertex_normals
+from facelab.geometry.rotations import euler_to_matrix
+from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
+from facelab.rendering.illumination import (
     BlinnPhongLight,
     Light,
     PhongLight,
@@ -18,13 +18,14 @@ from facelab.illumination import (
     ambient_to_sh,
     directional_to_sh,
 )
-from facelab.image_formation import (
+from facelab.rendering.image_formation import (
     Picture,
     normalised_coordinates,
     render,
     render_attributes,
     shade_vertices,
 )
+from facelab.support.errors import ImageSizeError, MeshError, ParameterError
 
 RADIUS = 80.0
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from facelab.corpora import CorpusSpec, Renderer
-from facelab.distributions import LIMITS_DEGREES
-from facelab.errors import ModelFileError, NoFaceError, NotAnImageError
-from facelab.files import sha256_of
+from facelab.evaluation.metrics import geometry_rmse_mm, landmark_error_px, nme
 from facelab.methods import breeding
 from facelab.methods import inversefacenet as ifn
 from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, InverseFaceNet, SecondLook
-from facelab.metrics import geometry_rmse_mm, landmark_error_px, nme
-from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
 from facelab.photos import Face
+from facelab.support.errors import ModelFileError, NoFaceError, NotAnImageError
+from facelab.support.files import sha256_of
+from facelab.synthetic.corpora import CorpusSpec, Renderer
+from facelab.synthetic.distributions import LIMITS_DEGREES
 from facelab.training import CHECKPOINTS, batch_indices, save_checkpoint
 
 

@@ -3,10 +3,7 @@ import math
 import pytest
 import torch
 
-from facelab.errors import ParameterError
-from facelab.geometry import euler_to_matrix, vertex_normals
-from facelab.illumination import ambient_to_sh, directional_to_sh, sh_basis
-from facelab.metrics import (
+from facelab.evaluation.metrics import (
     INNER_LANDMARKS,
     INNER_MOUTH,
     colour_distance,
@@ -27,6 +24,10 @@ from facelab.metrics import (
     scale_free_error,
     seen_light_direction,
 )
+from facelab.geometry.mesh import vertex_normals
+from facelab.geometry.rotations import euler_to_matrix
+from facelab.rendering.illumination import ambient_to_sh, directional_to_sh, sh_basis
+from facelab.support.errors import ParameterError
 
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
 ROTATION = euler_to_matrix(torch.tensor([0.4, -1.0, 2.0], dtype=torch.float64))

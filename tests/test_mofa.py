@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from facelab.corpora import CorpusSpec, Renderer
-from facelab.errors import FacelabError, ModelFileError, NoFaceError, NotAnImageError, ParameterError
+from facelab.evaluation.mofa_progress import MIRROR, complaints, evaluate, mirrored, warning_signs
 from facelab.methods.mofa import (
     AMBIENT_OFFSET,
     LANDMARKS,
@@ -25,9 +24,16 @@ from facelab.methods.mofa import (
     make_network,
     photometric_distances,
 )
-from facelab.methods.mofa_progress import MIRROR, complaints, evaluate, mirrored, warning_signs
 from facelab.networks import KINDS
 from facelab.photos import Face
+from facelab.support.errors import (
+    FacelabError,
+    ModelFileError,
+    NoFaceError,
+    NotAnImageError,
+    ParameterError,
+)
+from facelab.synthetic.corpora import CorpusSpec, Renderer
 from facelab.training import save_checkpoint
 
 

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load, save
 from torch.autograd import gradcheck
 
-from facelab.errors import ModelFileError, ParameterError
-from facelab.geometry import euler_to_matrix
-from facelab.morphable_model import DEFAULT_MODEL, MorphableModel, sample_actions
-from facelab.subdivision import catmull_clark, triangulate
+from facelab.geometry.rotations import euler_to_matrix
+from facelab.geometry.subdivision import catmull_clark, triangulate
+from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel, sample_actions
+from facelab.support.errors import ModelFileError, ParameterError
 
 LANDMARKS = Path(__file__).parents[1] / "data_scripts" / "landmarks68.json"
 FLIP = torch.tensor([-1.0, 1.0, 1.0])

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from facelab.errors import ModelFileError, ParameterError
 from facelab.methods.mofa import Encoder
 from facelab.networks import KINDS, encoder, last_layer
+from facelab.support.errors import ModelFileError, ParameterError
 from facelab.training import save_checkpoint
 
 COUNTS = {"alexnet": 61_100_840, "resnet18": 11_689_512, "resnet101": 44_549_160, "vgg": 138_357_544}

@@ -14,17 +14,17 @@ import pytest
 import torch
 
 import facelab
-from facelab.errors import MissingPackageError
 from facelab.export import TexturedMesh
-from facelab.face import Face, Surface
-from facelab.gbuffer import GBuffer
-from facelab.image_formation import Picture, VertexPicture
 from facelab.methods.fitting import Fit
 from facelab.methods.residuals import Estimate
-from facelab.morphable_model import MorphableModel
-from facelab.printing import LONGEST, one_line
-from facelab.records import FaceRecord, Mesh, Reconstruction
-from facelab.third_party import needs
+from facelab.model.face import Face, Surface
+from facelab.model.morphable_model import MorphableModel
+from facelab.model.records import FaceRecord, Mesh, Reconstruction
+from facelab.rendering.gbuffer import GBuffer
+from facelab.rendering.image_formation import Picture, VertexPicture
+from facelab.support.errors import MissingPackageError
+from facelab.support.tensors import LONGEST, one_line
+from facelab.support.third_party import needs
 
 ROOT = Path(__file__).resolve().parents[1]
 INSIDE = """
@@ -81,7 +81,7 @@ def test_what_is_missing_names_its_extra() -> None:
 
 
 def test_the_viewer_without_matplotlib() -> None:
-    code = "import sys; sys.modules['matplotlib'] = None\nimport facelab.viewer"
+    code = "import sys; sys.modules['matplotlib'] = None\nimport facelab.course.viewer"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert "MissingPackageError: The package 'matplotlib' is not installed" in ran.stderr
 

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from facelab.errors import ParameterError
-from facelab.parameters import ParameterLayout
+from facelab.model.layout import ParameterLayout
+from facelab.support.errors import ParameterError
 
 LAYOUTS = {
     "InverseFaceNet": (ParameterLayout(rotation=3, shape=128, expression=64, reflectance=128, light=27), 350),

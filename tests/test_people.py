@@ -9,10 +9,10 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import people
 
-from facelab.camera import PerspectiveCamera
-from facelab.geometry import euler_to_matrix
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.geometry.rotations import euler_to_matrix
 from facelab.methods.energy import Settings
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
 
 COUNT = 3
 

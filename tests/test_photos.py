@@ -15,8 +15,6 @@ import skimage.data
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from facelab import errors
-from facelab.photo_folders import PhotoFolder, list_pictures
 from facelab.photos import (
     DlibDetector,
     Face,
@@ -30,6 +28,8 @@ from facelab.photos import (
     number_faces,
     skin_mask,
 )
+from facelab.photos.folders import PhotoFolder, list_pictures
+from facelab.support import errors
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ import torch
 import trimesh
 from torch import Tensor
 
-from facelab.errors import FacelabError, ImageSizeError, MeshError, ParameterError
-from facelab.rasterizer import (
+from facelab.rendering.rasterizer import (
     NEAR,
     antialias,
     antialiasing,
@@ -23,6 +22,7 @@ from facelab.rasterizer import (
     rasterize,
     torch_backend,
 )
+from facelab.support.errors import FacelabError, ImageSizeError, MeshError, ParameterError
 
 INTERPRETER = [
     pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""facelab.recognition and facelab.face_chips against dlib itself, ONNX's own evaluator and analytic cases."""
+"""facelab.recognition against dlib itself, ONNX's own evaluator and analytic cases."""
 
 import json
 from functools import cache
@@ -11,18 +11,18 @@ from skimage.data import astronaut, lfw_subset
 from skimage.transform import SimilarityTransform, rescale, resize, rotate, warp
 
 from data_scripts.mean_embedding import mean_embedding
-from facelab import recognition
-from facelab.errors import ImageSizeError, ModelFileError, ParameterError
-from facelab.face_chips import ARCFACE_TEMPLATE, arcface_chip, dlib_chip, similarity_transform
-from facelab.recognition import (
+from facelab.recognition import networks as recognition
+from facelab.recognition.alignment import ARCFACE_TEMPLATE, arcface_chip, dlib_chip, similarity_transform
+from facelab.recognition.networks import (
     MEAN_EMBEDDING,
     DlibRecogniser,
     SFaceRecogniser,
     composite,
     identity_similarity,
 )
-from facelab.recognition_weights import parse_face_network
-from facelab.third_party import DLIB_FILES, dlib_file, package_file, read_checked
+from facelab.recognition.weights import parse_face_network
+from facelab.support.errors import ImageSizeError, ModelFileError, ParameterError
+from facelab.support.third_party import DLIB_FILES, dlib_file, package_file, read_checked
 
 FACE = np.ascontiguousarray(astronaut()[:300, 80:380])
 WEIGHTS = dlib_file("dlib_face_recognition_resnet_model_v1.dat")

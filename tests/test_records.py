@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from facelab.camera import PerspectiveCamera, WeakPerspectiveCamera
-from facelab.errors import ParameterError
-from facelab.face import Face
-from facelab.illumination import (
+from facelab.geometry.camera import PerspectiveCamera, WeakPerspectiveCamera
+from facelab.model.face import Face
+from facelab.model.morphable_model import MorphableModel
+from facelab.model.records import Reconstruction
+from facelab.photos import crop_face
+from facelab.rendering.illumination import (
     BlinnPhongLight,
     Light,
     PhongLight,
@@ -17,9 +19,7 @@ from facelab.illumination import (
     directional_to_sh,
     shading_coefficients,
 )
-from facelab.morphable_model import MorphableModel
-from facelab.photos import crop_face
-from facelab.records import Reconstruction
+from facelab.support.errors import ParameterError
 
 
 @pytest.fixture(scope="module")

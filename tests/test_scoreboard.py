@@ -12,23 +12,8 @@ import torch
 from skimage.data import astronaut
 from torch import Tensor
 
-from facelab.camera import PerspectiveCamera
-from facelab.errors import NoFaceError, ParameterError
-from facelab.face import Face
-from facelab.geometry import euler_to_matrix
-from facelab.illumination import (
-    SphericalHarmonicsLight,
-    ambient_to_sh,
-    directional_to_sh,
-    shading_coefficients,
-)
-from facelab.image_formation import render_attributes
-from facelab.measures import METRICS, face_vertices
-from facelab.methods.energy import Settings
-from facelab.morphable_model import MorphableModel
-from facelab.photos import find_face
-from facelab.records import FaceRecord, Mesh, Reconstruction
-from facelab.scoreboard import (
+from facelab.evaluation.measures import METRICS, face_vertices
+from facelab.evaluation.scoreboard import (
     AverageFace,
     FullFitting,
     LandmarkFitting,
@@ -41,6 +26,21 @@ from facelab.scoreboard import (
     save_row,
     table,
 )
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.geometry.rotations import euler_to_matrix
+from facelab.methods.energy import Settings
+from facelab.model.face import Face
+from facelab.model.morphable_model import MorphableModel
+from facelab.model.records import FaceRecord, Mesh, Reconstruction
+from facelab.photos import find_face
+from facelab.rendering.illumination import (
+    SphericalHarmonicsLight,
+    ambient_to_sh,
+    directional_to_sh,
+    shading_coefficients,
+)
+from facelab.rendering.image_formation import render_attributes
+from facelab.support.errors import NoFaceError, ParameterError
 
 SIZE = 120
 DOCS = Path(__file__).parents[1] / "docs" / "adding_a_method.md"

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from facelab.errors import NoFaceError
-from facelab.records import FaceRecord, Reconstruction
-from facelab.scoreboard import load_rows
+from facelab.evaluation.scoreboard import load_rows
+from facelab.model.records import FaceRecord, Reconstruction
+from facelab.support.errors import NoFaceError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,11 +15,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name as canonical
 
 from data_scripts.lock import EXTRAS, ROOT, file_of, requirement
-from facelab import third_party
-from facelab.errors import ModelFileError
 from facelab.photos import detect
-from facelab.recognition import SFACE_SHA256, DlibRecogniser, SFaceRecogniser
-from facelab.third_party import DLIB_FILES, checked_file, dlib_file, package_file
+from facelab.recognition.networks import SFACE_SHA256, DlibRecogniser, SFaceRecogniser
+from facelab.support import third_party
+from facelab.support.errors import ModelFileError
+from facelab.support.third_party import DLIB_FILES, checked_file, dlib_file, package_file
 
 MAIN, CUDA, TORCH = "requirements.lock", "requirements-cuda.lock", "requirements-torch.lock"
 SYSTEMS = {

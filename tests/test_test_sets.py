@@ -15,17 +15,18 @@ from safetensors.torch import load, save
 from skimage.data import astronaut
 from torch import Tensor
 
-from facelab import rasterizer, test_sets
-from facelab.errors import ModelFileError, ParameterError, PhotoNotFoundError, TruncatedImageError
-from facelab.illumination import SphericalHarmonicsLight
-from facelab.image_formation import render
-from facelab.metrics import photometric_rmse
-from facelab.model_file import read_checked
-from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
-from facelab.records import FaceRecord
-from facelab.subdivision import catmull_clark
-from facelab.test_set_file import FORMAT, pack, unpack
-from facelab.test_sets import COMMITTED, load_test_set
+from facelab.evaluation import test_sets
+from facelab.evaluation.metrics import photometric_rmse
+from facelab.evaluation.test_set_file import FORMAT, pack, unpack
+from facelab.evaluation.test_sets import COMMITTED, load_test_set
+from facelab.geometry.subdivision import catmull_clark
+from facelab.model.model_file import read_checked
+from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.model.records import FaceRecord
+from facelab.rendering import rasterizer
+from facelab.rendering.illumination import SphericalHarmonicsLight
+from facelab.rendering.image_formation import render
+from facelab.support.errors import ModelFileError, ParameterError, PhotoNotFoundError, TruncatedImageError
 
 RENDERED = ("in_model", "outside", "path_traced")
 

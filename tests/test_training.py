@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from facelab.errors import DivergenceError, FacelabError, ModelFileError, ParameterError
+from facelab.support.errors import DivergenceError, FacelabError, ModelFileError, ParameterError
 from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
 
 TRUTH = torch.tensor([[1.0, -2.0, 0.5]])

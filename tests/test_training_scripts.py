@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 import train_inversefacenet
 import train_mofa
 
-from facelab.errors import ParameterError
 from facelab.methods.inversefacenet import DISTRIBUTION, InverseFaceNet
 from facelab.methods.mofa import MoFA
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
 from facelab.photos import load_photo
+from facelab.support.errors import ParameterError
 
 
 @pytest.fixture(scope="module")

@@ -18,15 +18,15 @@ from test_rasterizer import INTERPRETER, ball, grid, two_balls
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from facelab.errors import FacelabError
-from facelab.rasterizer import NEAR, antialias, backends, interpolate, rasterize, torch_backend
+from facelab.rendering.rasterizer import NEAR, antialias, backends, interpolate, rasterize, torch_backend
+from facelab.support.errors import FacelabError
 
 pytestmark = INTERPRETER
 
 
 @pytest.fixture
 def triton_backend():
-    return importlib.import_module("facelab.rasterizer.triton_backend")
+    return importlib.import_module("facelab.rendering.rasterizer.triton_backend")
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from facelab.rasterizer import triton_backend as backend
+from facelab.rendering.rasterizer import triton_backend as backend
 
 def text(kernel, real, **constants):
     types = dict.fromkeys(kernel.arg_names, "*" + real)

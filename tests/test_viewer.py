@@ -8,9 +8,7 @@ import torch
 import trimesh
 from PIL import Image
 
-from facelab.errors import MeshError, ParameterError
-from facelab.parameters import ParameterLayout
-from facelab.viewer import (
+from facelab.course.viewer import (
     ParameterSliders,
     fit_camera,
     geometry_image,
@@ -23,6 +21,8 @@ from facelab.viewer import (
     to_png,
     turntable,
 )
+from facelab.model.layout import ParameterLayout
+from facelab.support.errors import MeshError, ParameterError
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
-from facelab.errors import DatasetError
-from facelab.files import guarded, shown
-from facelab.test_sets import Records
+from facelab.evaluation.test_sets import Records
+from facelab.support.errors import DatasetError
+from facelab.support.files import guarded, shown
 
 from . import aflw2000, celeba, facescape, facewarehouse, frgc, lfw, micc, now, vw300, w300lp
 

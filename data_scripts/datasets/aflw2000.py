@@ -15,9 +15,9 @@ Checked: layout, keys and shapes against public readers; not against the set its
 
 from pathlib import Path
 
+from facelab.evaluation.test_sets import Records
+from facelab.model.records import FaceRecord
 from facelab.photos import load_photo
-from facelab.records import FaceRecord
-from facelab.test_sets import Records
 
 from .common import by_number, landmarks_68, place, read_mat, records
 from .w300lp import PAGE, pose_camera, yaw_range

@@ -13,9 +13,9 @@ Checked: layout and text formats against public readers of the set; not against 
 import os
 from pathlib import Path
 
+from facelab.evaluation.test_sets import Records
+from facelab.model.records import FaceRecord
 from facelab.photos import load_photo
-from facelab.records import FaceRecord
-from facelab.test_sets import Records
 
 from .common import place, records, require, table, text_lines
 

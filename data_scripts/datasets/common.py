@@ -17,11 +17,11 @@ from matlab import read_matlab
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from facelab.errors import DatasetError
-from facelab.files import guarded, shown
-from facelab.photo_folders import PICTURES
-from facelab.records import FaceRecord, Mesh
-from facelab.test_sets import Records
+from facelab.evaluation.test_sets import Records
+from facelab.model.records import FaceRecord, Mesh
+from facelab.photos.folders import PICTURES
+from facelab.support.errors import DatasetError
+from facelab.support.files import guarded, shown
 
 MATLAB_TO_OURS = -0.5
 OPENCV_TO_OURS = 0.5

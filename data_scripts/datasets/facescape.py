@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from facelab import files
-from facelab.camera import PerspectiveCamera
-from facelab.errors import DatasetError
+from facelab.evaluation.test_sets import Records
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.model.records import FaceRecord
 from facelab.photos import load_photo
-from facelab.records import FaceRecord
-from facelab.test_sets import Records
+from facelab.support import files
+from facelab.support.errors import DatasetError
 
 from .common import OPENCV_TO_OURS, by_number, place, read_scan, records, require, scan_mesh
 

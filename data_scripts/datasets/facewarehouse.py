@@ -14,9 +14,9 @@ Checked: layout and OBJ format against public readers; not against the set itsel
 
 from pathlib import Path
 
+from facelab.evaluation.test_sets import Records
+from facelab.model.records import FaceRecord
 from facelab.photos import load_photo
-from facelab.records import FaceRecord
-from facelab.test_sets import Records
 
 from .common import by_number, place, records, require, scan_mesh
 

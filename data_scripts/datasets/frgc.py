@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facelab.errors import DatasetError
+from facelab.evaluation.test_sets import Records
+from facelab.model.records import FaceRecord
 from facelab.photos import load_photo
-from facelab.records import FaceRecord
-from facelab.test_sets import Records
+from facelab.support.errors import DatasetError
 
 from .common import numbers, place, records, require
 

@@ -11,9 +11,9 @@ Checked: layout against the README of the project page and public readers; not a
 import re
 from pathlib import Path
 
+from facelab.evaluation.test_sets import Records
+from facelab.model.records import FaceRecord
 from facelab.photos import load_photo
-from facelab.records import FaceRecord
-from facelab.test_sets import Records
 
 from .common import place, records, require
 

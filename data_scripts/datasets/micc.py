@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from facelab.errors import DatasetError
+from facelab.evaluation.test_sets import Records
+from facelab.model.records import FaceRecord
 from facelab.photos import load_photo
-from facelab.records import FaceRecord
-from facelab.test_sets import Records
+from facelab.support.errors import DatasetError
 
 from .common import frames, place, records, require, scan_mesh
 

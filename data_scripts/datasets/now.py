@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
+from facelab.evaluation.test_sets import Records
+from facelab.model.records import FaceRecord, Mesh
 from facelab.photos import load_photo
-from facelab.records import FaceRecord, Mesh
-from facelab.test_sets import Records
 
 from .common import place, read_scan, records, require, scan_mesh, text_lines
 

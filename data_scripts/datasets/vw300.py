@@ -14,9 +14,9 @@ Checked: layout, numbering and categories against public readers; that .pts coun
 
 from pathlib import Path
 
+from facelab.evaluation.test_sets import Records
+from facelab.model.records import FaceRecord
 from facelab.photos import load_photo
-from facelab.records import FaceRecord
-from facelab.test_sets import Records
 
 from .common import frames, place, read_pts, records, require
 

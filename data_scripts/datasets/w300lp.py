@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from facelab.camera import WeakPerspectiveCamera
-from facelab.geometry import euler_to_matrix
+from facelab.evaluation.test_sets import Records
+from facelab.geometry.camera import WeakPerspectiveCamera
+from facelab.geometry.rotations import euler_to_matrix
+from facelab.model.records import FaceRecord
 from facelab.photos import load_photo
-from facelab.records import FaceRecord
-from facelab.test_sets import Records
 
 from .common import MATLAB_TO_OURS, landmarks_68, place, read_mat, records
 

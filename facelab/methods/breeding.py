@@ -15,12 +15,19 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from torch.nn.functional import interpolate as resize
 
-from facelab import rasterizer
-from facelab.augmentation import Degradations, degrade, occlude, procedural_backgrounds, to_bytes, uniform
-from facelab.colour import linear_to_srgb
-from facelab.errors import ParameterError
 from facelab.methods.inversefacenet import DISTRIBUTION, SIDE, box_of, clamp_parameters, face_mask
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering import rasterizer
+from facelab.rendering.colour import linear_to_srgb
+from facelab.support.errors import ParameterError
+from facelab.synthetic.augmentation import (
+    Degradations,
+    degrade,
+    occlude,
+    procedural_backgrounds,
+    to_bytes,
+    uniform,
+)
 
 # Sec. 7, standard deviations in the paper's units; degrees for the rotation, which is uniform
 NOISE = {"rotation": 5.0, "shape": 0.05, "expression": 0.1, "reflectance": 0.2, "light": 0.02}

@@ -15,18 +15,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from facelab import rasterizer
-from facelab.camera import WeakPerspectiveCamera
-from facelab.errors import ParameterError
-from facelab.face import Face
-from facelab.gbuffer import rasterize_surface
-from facelab.geometry import euler_to_matrix, matrix_to_euler
-from facelab.image_formation import normalised_coordinates
+from facelab.geometry.camera import WeakPerspectiveCamera
+from facelab.geometry.rotations import euler_to_matrix, matrix_to_euler
 from facelab.methods.mofa import face_square
-from facelab.morphable_model import MorphableModel
-from facelab.parameters import ParameterLayout
+from facelab.model.face import Face
+from facelab.model.layout import ParameterLayout
+from facelab.model.morphable_model import MorphableModel
+from facelab.model.records import Reconstruction
 from facelab.photos import LandmarkDetector, check_image
-from facelab.records import Reconstruction
+from facelab.rendering import rasterizer
+from facelab.rendering.gbuffer import rasterize_surface
+from facelab.rendering.image_formation import normalised_coordinates
+from facelab.support.errors import ParameterError
 
 SIDE = 200  # px, of the network's input
 COMPONENTS = {"identity": 200, "expression": 84}

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facelab.errors import ParameterError
-from facelab.illumination import sh_basis
 from facelab.methods.exposure import Exposure
 from facelab.methods.residuals import SHARED, Estimate, VertexBases, robust_weights
+from facelab.rendering.illumination import sh_basis
+from facelab.support.errors import ParameterError
 
 JAW = slice(0, 17)
 

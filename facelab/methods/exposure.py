@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from facelab.colour import linear_to_srgb, srgb_to_linear
 from facelab.photos import landmark_mask
+from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
 
 FACE_LEVEL = 0.23  # median linear luminance inside the landmarks' hull, of ordinary photographs
 WHITE_LEVEL = 0.75  # the same of a whole crop's brightest hundredth

@@ -14,11 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facelab.camera import PerspectiveCamera
-from facelab.errors import ParameterError
-from facelab.face import Face
-from facelab.illumination import SphericalHarmonicsLight
-from facelab.image_formation import Picture
+from facelab.geometry.camera import PerspectiveCamera
 from facelab.methods.energy import (
     Problem,
     Settings,
@@ -32,10 +28,14 @@ from facelab.methods.energy import (
 from facelab.methods.exposure import normalise_exposure
 from facelab.methods.initialisation import initial_light, initial_pose
 from facelab.methods.residuals import Estimate, VertexBases, shrink, unknowns
-from facelab.morphable_model import MorphableModel
+from facelab.model.face import Face
+from facelab.model.morphable_model import MorphableModel
+from facelab.model.records import Reconstruction
 from facelab.photos import Crop, LandmarkDetector, crop_face, find_face, load_photo
-from facelab.printing import one_line
-from facelab.records import Reconstruction
+from facelab.rendering.illumination import SphericalHarmonicsLight
+from facelab.rendering.image_formation import Picture
+from facelab.support.errors import ParameterError
+from facelab.support.tensors import one_line
 
 Progress = Callable[[str, float], None]
 LEAST_CONFIDENCE = 0.1  # of a landmark; below, its expected error grows no further

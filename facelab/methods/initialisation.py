@@ -6,13 +6,13 @@ import roma
 import torch
 from torch import Tensor
 
-from facelab.camera import PerspectiveCamera
-from facelab.colour import srgb_to_linear
-from facelab.errors import ParameterError
-from facelab.geometry import vertex_normals
-from facelab.illumination import sh_basis
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.geometry.mesh import vertex_normals
 from facelab.methods.residuals import Estimate, VertexBases, visible_vertices
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering.colour import srgb_to_linear
+from facelab.rendering.illumination import sh_basis
+from facelab.support.errors import ParameterError
 
 
 def initial_pose(

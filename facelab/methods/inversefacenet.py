@@ -19,14 +19,14 @@ from PIL import Image, ImageDraw
 from scipy.spatial import ConvexHull
 from torch import Tensor, nn
 
-from facelab.distributions import EXPRESSION_UNIT, LIMITS_DEGREES, InverseFaceNetDistribution
-from facelab.errors import ModelFileError, ParameterError
-from facelab.face import Face
-from facelab.files import sha256_of
-from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.model.face import Face
+from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.model.records import Reconstruction
 from facelab.networks import encoder
 from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_face
-from facelab.records import Reconstruction
+from facelab.support.errors import ModelFileError, ParameterError
+from facelab.support.files import sha256_of
+from facelab.synthetic.distributions import EXPRESSION_UNIT, LIMITS_DEGREES, InverseFaceNetDistribution
 from facelab.training import load_checkpoint
 
 SIDE = 240  # px, of the network's input

@@ -22,20 +22,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, interpolate, linear
 
-from facelab.camera import PerspectiveCamera
-from facelab.colour import linear_to_srgb
-from facelab.distributions import LIGHT_UNIT
-from facelab.errors import ModelFileError, ParameterError
-from facelab.face import Face
-from facelab.files import sha256_of
-from facelab.geometry import euler_to_matrix, vertex_normals
-from facelab.illumination import SphericalHarmonicsLight
-from facelab.image_formation import VertexPicture
-from facelab.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.geometry.mesh import vertex_normals
+from facelab.geometry.rotations import euler_to_matrix
+from facelab.model.face import Face
+from facelab.model.layout import ParameterLayout
+from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.model.records import Reconstruction
 from facelab.networks import Small, encoder, last_layer, load_pretrained
-from facelab.parameters import ParameterLayout
 from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_face
-from facelab.records import Reconstruction
+from facelab.rendering.colour import linear_to_srgb
+from facelab.rendering.illumination import SphericalHarmonicsLight
+from facelab.rendering.image_formation import VertexPicture
+from facelab.support.errors import ModelFileError, ParameterError
+from facelab.support.files import sha256_of
+from facelab.synthetic.distributions import LIGHT_UNIT
 from facelab.training import load_checkpoint
 
 LAYOUT = ParameterLayout(shape=80, expression=64, reflectance=80, rotation=3, translation=3, light=27)

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facelab.camera import PerspectiveCamera
-from facelab.colour import linear_to_srgb
-from facelab.geometry import vertex_normals
-from facelab.illumination import SH_CONSTANTS, sh_basis
-from facelab.morphable_model import MorphableModel
-from facelab.parameters import ParameterLayout
-from facelab.printing import one_line
-from facelab.rasterizer import interpolate, rasterize
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.geometry.mesh import vertex_normals
+from facelab.model.layout import ParameterLayout
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering.colour import linear_to_srgb
+from facelab.rendering.illumination import SH_CONSTANTS, sh_basis
+from facelab.rendering.rasterizer import interpolate, rasterize
+from facelab.support.tensors import one_line
 
 SHARED = ("identity", "albedo")
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from facelab.camera import WeakPerspectiveCamera
-from facelab.gbuffer import depth_normals
+from facelab.geometry.camera import WeakPerspectiveCamera
+from facelab.rendering.gbuffer import depth_normals
 
 SKIN_COMPONENTS = 10  # of the albedo basis, in Eq. 12
 

@@ -9,8 +9,8 @@ from skimage.draw import polygon2mask
 from torch import Tensor
 from torch.nn.functional import interpolate as resize
 
-from facelab.errors import ParameterError
 from facelab.photos.load import check_image
+from facelab.support.errors import ParameterError
 
 BORDER = 0.15  # of the face's size: nearer to the photo's border dlib's error grows from 0.5 to 2 % and more
 

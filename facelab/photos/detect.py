@@ -13,11 +13,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from facelab.errors import FaceIndexError, ImageTooSmallError, ModelFileError, NoFaceError
-from facelab.files import guarded
 from facelab.photos.crop import share_outside
 from facelab.photos.load import check_image
-from facelab.third_party import dlib_file
+from facelab.support.errors import FaceIndexError, ImageTooSmallError, ModelFileError, NoFaceError
+from facelab.support.files import guarded
+from facelab.support.third_party import dlib_file
 
 LEAST_FACE = 24  # px of the landmarks' box
 _WINDOW = 80  # px, the HOG detector's own: smaller pictures are padded to it

@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
-from facelab.errors import (
+from facelab.support.errors import (
     ImageTooLargeError,
     ImageTooSmallError,
     NotAnImageError,
@@ -20,7 +20,7 @@ from facelab.errors import (
     PhotoNotFoundError,
     TruncatedImageError,
 )
-from facelab.files import find_file, guarded, shown
+from facelab.support.files import find_file, guarded, shown
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF", "HEIF", "JPEG2000")
 MAX_BYTES = 2**30  # of memory while a picture is read

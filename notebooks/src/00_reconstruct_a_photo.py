@@ -24,18 +24,8 @@ from PIL import Image, ImageDraw
 from skimage.data import astronaut
 from tqdm.auto import tqdm
 
-from facelab.colour import linear_to_srgb
-from facelab.course import begin
-from facelab.export import export_glb, export_obj, textured_mesh
-from facelab.geometry import normalise
-from facelab.illumination import BlinnPhongLight, SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
-from facelab.image_formation import render
-from facelab.methods.energy import Settings
-from facelab.methods.fitting import fit_photos
-from facelab.metrics import INNER_LANDMARKS, nme, photometric_rmse
-from facelab.morphable_model import MorphableModel
-from facelab.photos import crop_face, find_face, load_photo
-from facelab.viewer import (
+from facelab.course.notebook import begin
+from facelab.course.viewer import (
     MeshView,
     fit_camera,
     geometry_image,
@@ -45,6 +35,21 @@ from facelab.viewer import (
     to_array,
     turntable,
 )
+from facelab.evaluation.metrics import INNER_LANDMARKS, nme, photometric_rmse
+from facelab.export import export_glb, export_obj, textured_mesh
+from facelab.geometry.mesh import normalise
+from facelab.methods.energy import Settings
+from facelab.methods.fitting import fit_photos
+from facelab.model.morphable_model import MorphableModel
+from facelab.photos import crop_face, find_face, load_photo
+from facelab.rendering.colour import linear_to_srgb
+from facelab.rendering.illumination import (
+    BlinnPhongLight,
+    SphericalHarmonicsLight,
+    ambient_to_sh,
+    directional_to_sh,
+)
+from facelab.rendering.image_formation import render
 
 plt.rcParams.update({"figure.dpi": 120})
 

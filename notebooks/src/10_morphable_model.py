@@ -22,17 +22,17 @@ from skimage.color import rgb2lab
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from facelab import checks
-from facelab.colour import linear_to_srgb
-from facelab.course import begin
-from facelab.geometry import euler_to_matrix
-from facelab.illumination import BlinnPhongLight, ambient_to_sh, directional_to_sh
-from facelab.image_formation import render, render_attributes
-from facelab.metrics import geometry_rmse_mm, rigid_align
-from facelab.morphable_model import MorphableModel
-from facelab.parameters import ParameterLayout
-from facelab.subdivision import catmull_clark, triangulate
-from facelab.viewer import ParameterSliders, fit_camera, geometry_image, heat_map, image_grid
+from facelab.course import checks
+from facelab.course.notebook import begin
+from facelab.course.viewer import ParameterSliders, fit_camera, geometry_image, heat_map, image_grid
+from facelab.evaluation.metrics import geometry_rmse_mm, rigid_align
+from facelab.geometry.rotations import euler_to_matrix
+from facelab.geometry.subdivision import catmull_clark, triangulate
+from facelab.model.layout import ParameterLayout
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering.colour import linear_to_srgb
+from facelab.rendering.illumination import BlinnPhongLight, ambient_to_sh, directional_to_sh
+from facelab.rendering.image_formation import render, render_attributes
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 120, "axes.titlesize": 10})
@@ -174,7 +174,7 @@ def procrustes(source: Tensor, target: Tensor, scale: bool = True) -> Tensor:
 
 
 # %% [markdown]
-# The check compares with `facelab.metrics.rigid_align`, which calls the library
+# The check compares with `facelab.evaluation.metrics.rigid_align`, which calls the library
 # [roma](https://github.com/naver/roma). One of its inputs is a mirror image.
 
 
@@ -240,7 +240,7 @@ print("the mean moves by", ", ".join(f"{m:.1e}" for m in moved), "mm per round")
 numbers["procrustes_moved_mm"] = moved[-1]
 difference = (aligned - rigid_align(scans, mean_shape, scale=True)).abs().max().item()
 numbers["procrustes_vs_roma_mm"] = difference
-print(f"ours and facelab.metrics.rigid_align differ by at most {difference:.1e} mm")
+print(f"ours and metrics.rigid_align differ by at most {difference:.1e} mm")
 assert difference < 1e-9
 
 figure, axes = plt.subplots(1, 2, figsize=(7, 3.2), sharex=True, sharey=True)

@@ -5,8 +5,8 @@
 # is the value there?* In this notebook you build both from nothing: edge functions, barycentric
 # coordinates, perspective, a z-buffer. Then you derive by hand how a pixel's value changes when a vertex
 # moves, find out why that gradient knows nothing about outlines, and repair it with antialiasing. At the
-# end you can explain every line of `facelab.rasterizer`, and you recover the pose of a face from its
-# silhouette alone.
+# end you can explain every line of `facelab.rendering.rasterizer`, and you recover the pose of a face from
+# its silhouette alone.
 #
 # **Time:** 75 minutes, with exercises 120. **Before this:** linear algebra, PyTorch tensors and autograd;
 # [docs/conventions.md](../docs/conventions.md) for the axes (screen: x right, y **down**, depth positive in
@@ -22,16 +22,16 @@ import torch
 import trimesh
 from torch import Tensor
 
-from facelab import checks
-from facelab.camera import PerspectiveCamera
-from facelab.colour import linear_to_srgb
-from facelab.course import begin, repository
-from facelab.geometry import vertex_normals
-from facelab.metrics import pose_error_degrees
-from facelab.morphable_model import MorphableModel
-from facelab.parameters import ParameterLayout
-from facelab.rasterizer import antialias, interpolate, rasterize
-from facelab.viewer import ParameterSliders
+from facelab.course import checks
+from facelab.course.notebook import begin, repository
+from facelab.course.viewer import ParameterSliders
+from facelab.evaluation.metrics import pose_error_degrees
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.geometry.mesh import vertex_normals
+from facelab.model.layout import ParameterLayout
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering.colour import linear_to_srgb
+from facelab.rendering.rasterizer import antialias, interpolate, rasterize
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 120, "image.interpolation": "nearest", "axes.titlesize": 10})
@@ -430,7 +430,7 @@ print(
 )
 
 # %% [markdown]
-# So the plan of `facelab.rasterizer`, and of most differentiable rasterizers: find the face index
+# So the plan of `facelab.rendering.rasterizer`, and of most differentiable rasterizers: find the face index
 # **without** gradient, by any fast means, then recompute the weights from the screen positions **with**
 # gradient.
 #

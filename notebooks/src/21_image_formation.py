@@ -26,12 +26,16 @@ from PIL import Image
 from skimage.color import xyz2lab
 from torch import Tensor
 
-from facelab import checks
-from facelab.camera import PerspectiveCamera, WeakPerspectiveCamera
-from facelab.colour import linear_to_srgb, srgb_to_linear
-from facelab.course import begin
-from facelab.geometry import normalise, vertex_normals
-from facelab.illumination import (
+from facelab.course import checks
+from facelab.course.notebook import begin
+from facelab.course.viewer import ParameterSliders
+from facelab.evaluation.metrics import geometry_rmse_mm, photometric_rmse
+from facelab.geometry.camera import PerspectiveCamera, WeakPerspectiveCamera
+from facelab.geometry.mesh import normalise, vertex_normals
+from facelab.model.layout import ParameterLayout
+from facelab.model.morphable_model import MorphableModel
+from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
+from facelab.rendering.illumination import (
     CLAMPED_COSINE,
     BlinnPhongLight,
     PhongLight,
@@ -40,11 +44,13 @@ from facelab.illumination import (
     directional_to_sh,
     sh_basis,
 )
-from facelab.image_formation import Picture, normalised_coordinates, render, render_attributes, shade_vertices
-from facelab.metrics import geometry_rmse_mm, photometric_rmse
-from facelab.morphable_model import MorphableModel
-from facelab.parameters import ParameterLayout
-from facelab.viewer import ParameterSliders
+from facelab.rendering.image_formation import (
+    Picture,
+    normalised_coordinates,
+    render,
+    render_attributes,
+    shade_vertices,
+)
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 120, "image.interpolation": "nearest", "axes.titlesize": 10})
@@ -658,7 +664,7 @@ show(
 print(f"largest difference of the two pictures: {numbers['same_picture_difference']:.1e}")
 
 # %% [markdown]
-# This is why `facelab.metrics.scale_free_error` divides a common factor per channel out before it compares
+# This is why `metrics.scale_free_error` divides a common factor per channel out before it compares
 # albedos or lights.
 #
 # ### Patterns move too

@@ -23,18 +23,12 @@ import torch
 from skimage.data import astronaut
 from torch import Tensor
 
-from facelab import checks, metrics
-from facelab.colour import linear_to_srgb, srgb_to_linear
-from facelab.course import begin, repository
-from facelab.geometry import euler_to_matrix, normalise, vertex_normals
-from facelab.illumination import (
-    SH_CONSTANTS,
-    SphericalHarmonicsLight,
-    ambient_to_sh,
-    directional_to_sh,
-    sh_basis,
-)
-from facelab.image_formation import render
+from facelab.course import checks
+from facelab.course.notebook import begin, repository
+from facelab.course.viewer import ParameterSliders, geometry_image, heat_map, image_grid
+from facelab.evaluation import metrics
+from facelab.geometry.mesh import normalise, vertex_normals
+from facelab.geometry.rotations import euler_to_matrix
 from facelab.methods.energy import (
     Problem,
     Settings,
@@ -46,10 +40,18 @@ from facelab.methods.energy import (
 )
 from facelab.methods.fitting import Fit, fit_adam, fit_landmarks, fit_photos, initial_light, initial_pose
 from facelab.methods.residuals import Estimate, VertexBases, shrink, unknowns, visible_vertices
-from facelab.morphable_model import MorphableModel
-from facelab.parameters import ParameterLayout
+from facelab.model.layout import ParameterLayout
+from facelab.model.morphable_model import MorphableModel
 from facelab.photos import crop_face, find_face
-from facelab.viewer import ParameterSliders, geometry_image, heat_map, image_grid
+from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
+from facelab.rendering.illumination import (
+    SH_CONSTANTS,
+    SphericalHarmonicsLight,
+    ambient_to_sh,
+    directional_to_sh,
+    sh_basis,
+)
+from facelab.rendering.image_formation import render
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 120, "axes.titlesize": 10})

@@ -23,25 +23,26 @@ import torch
 from skimage.data import astronaut
 from torch import Tensor
 
-from facelab import checks, metrics
-from facelab.corpora import CorpusSpec, Renderer
-from facelab.course import begin, repository
-from facelab.distributions import DISTRIBUTIONS
-from facelab.errors import FacelabError
-from facelab.geometry import euler_to_matrix
-from facelab.illumination import SphericalHarmonicsLight
-from facelab.image_formation import render
-from facelab.measures import face_vertices
+from facelab.course import checks
+from facelab.course.notebook import begin, repository
+from facelab.course.viewer import geometry_image, image_grid
+from facelab.evaluation import metrics
+from facelab.evaluation.measures import face_vertices
+from facelab.evaluation.scoreboard import load_rows
+from facelab.evaluation.test_sets import load_test_set
+from facelab.geometry.rotations import euler_to_matrix
 from facelab.methods import inversefacenet as ifn
 from facelab.methods.breeding import NOISE, breed, detector_noise, synthesise
 from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, InverseFaceNet
-from facelab.morphable_model import MorphableModel
+from facelab.model.morphable_model import MorphableModel
 from facelab.networks import last_layer
 from facelab.photos import find_face
-from facelab.scoreboard import load_rows
-from facelab.test_sets import load_test_set
+from facelab.rendering.illumination import SphericalHarmonicsLight
+from facelab.rendering.image_formation import render
+from facelab.support.errors import FacelabError
+from facelab.synthetic.corpora import CorpusSpec, Renderer
+from facelab.synthetic.distributions import DISTRIBUTIONS
 from facelab.training import Run, batch_indices, load_checkpoint
-from facelab.viewer import geometry_image, image_grid
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 120, "axes.titlesize": 10})

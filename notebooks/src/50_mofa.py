@@ -22,15 +22,15 @@ import torch.nn.functional as F
 from skimage.data import astronaut
 from torch import Tensor, nn
 
-from facelab import checks, metrics
-from facelab.colour import linear_to_srgb
-from facelab.corpora import CorpusSpec, Renderer
-from facelab.course import begin, repository
-from facelab.distributions import DISTRIBUTIONS
-from facelab.face import draw
-from facelab.geometry import euler_to_matrix
-from facelab.illumination import SphericalHarmonicsLight
-from facelab.measures import face_vertices, picture_mask
+from facelab.course import checks
+from facelab.course.notebook import begin, repository
+from facelab.course.viewer import geometry_image, image_grid
+from facelab.evaluation import metrics
+from facelab.evaluation.measures import face_vertices, picture_mask
+from facelab.evaluation.mofa_progress import complaints, evaluate, warning_signs
+from facelab.evaluation.scoreboard import load_rows
+from facelab.evaluation.test_sets import load_test_set
+from facelab.geometry.rotations import euler_to_matrix
 from facelab.methods.mofa import (
     AMBIENT_OFFSET,
     LANDMARKS,
@@ -42,11 +42,12 @@ from facelab.methods.mofa import (
     loss_terms,
     make_network,
 )
-from facelab.methods.mofa_progress import complaints, evaluate, warning_signs
-from facelab.scoreboard import load_rows
-from facelab.test_sets import load_test_set
+from facelab.model.face import draw
+from facelab.rendering.colour import linear_to_srgb
+from facelab.rendering.illumination import SphericalHarmonicsLight
+from facelab.synthetic.corpora import CorpusSpec, Renderer
+from facelab.synthetic.distributions import DISTRIBUTIONS
 from facelab.training import load_checkpoint
-from facelab.viewer import geometry_image, image_grid
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 120, "axes.titlesize": 10})

@@ -25,21 +25,12 @@ from scipy.spatial import cKDTree
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from facelab import checks, metrics
-from facelab.camera import PerspectiveCamera
-from facelab.colour import srgb_to_linear
-from facelab.course import begin, repository
-from facelab.errors import FacelabError
-from facelab.face import Face
-from facelab.geometry import vertex_normals
-from facelab.illumination import SphericalHarmonicsLight, ambient_to_sh
-from facelab.measures import METRICS, face_vertices, picture_mask, surface
-from facelab.methods.fitting import initial_pose
-from facelab.methods.inversefacenet import InverseFaceNet
-from facelab.morphable_model import MorphableModel
-from facelab.photos import find_face
-from facelab.records import FaceRecord, Mesh, Reconstruction
-from facelab.scoreboard import (
+from facelab.course import checks
+from facelab.course.notebook import begin, repository
+from facelab.course.viewer import fit_camera, geometry_image, image_grid
+from facelab.evaluation import metrics
+from facelab.evaluation.measures import METRICS, face_vertices, picture_mask, surface
+from facelab.evaluation.scoreboard import (
     RANKED,
     AverageFace,
     FullFitting,
@@ -52,8 +43,18 @@ from facelab.scoreboard import (
     save_row,
     table,
 )
-from facelab.test_sets import load_test_set
-from facelab.viewer import fit_camera, geometry_image, image_grid
+from facelab.evaluation.test_sets import load_test_set
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.geometry.mesh import vertex_normals
+from facelab.methods.fitting import initial_pose
+from facelab.methods.inversefacenet import InverseFaceNet
+from facelab.model.face import Face
+from facelab.model.morphable_model import MorphableModel
+from facelab.model.records import FaceRecord, Mesh, Reconstruction
+from facelab.photos import find_face
+from facelab.rendering.colour import srgb_to_linear
+from facelab.rendering.illumination import SphericalHarmonicsLight, ambient_to_sh
+from facelab.support.errors import FacelabError
 
 torch.set_num_threads(1)
 plt.rcParams.update(

@@ -1,0 +1,1 @@
+"""Cameras, rotations, meshes and their subdivision: pure functions on tensors."""

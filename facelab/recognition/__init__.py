@@ -1,0 +1,1 @@
+"""Who is it? Two recognition networks, the alignment they want, and their weights."""

@@ -1,0 +1,1 @@
+"""From a surface to a picture: rasterizer, maps of what each pixel sees, light, colour."""

@@ -1,0 +1,1 @@
+"""What every room leans on: named errors, files that are written whole, other people's files, printing."""

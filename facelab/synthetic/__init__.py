@@ -1,0 +1,1 @@
+"""Faces drawn at random and rendered: distributions, degradations, and corpora to train on."""
