@@ -42,6 +42,7 @@ ROOMS = [
     "model",
     "recognition",
     "networks",
+    "losses",
     "synthetic",
     "training",
     "methods",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from facelab import losses
 from facelab.evaluation.mofa_progress import MIRROR, complaints, evaluate, mirrored, warning_signs
 from facelab.methods.mofa import (
     AMBIENT_OFFSET,
@@ -19,13 +20,14 @@ from facelab.methods.mofa import (
     MoFA,
     Weights,
     Z,
+    colours_at,
     face_square,
     loss_terms,
     make_network,
-    photometric_distances,
 )
 from facelab.networks import KINDS
 from facelab.photos import Face
+from facelab.rendering.colour import linear_to_srgb
 from facelab.support.errors import (
     FacelabError,
     ModelFileError,
@@ -161,13 +163,28 @@ def test_photometric_loss_is_zero_on_the_decoders_own_colours(decoder: Decoder) 
     picture = decoder(code, 40)
     grey = torch.full_like(picture.colour, 0.21404114)  # sRGB 0.5
     same = type(picture)(picture.screen, grey, picture.normals, picture.visible)
-    assert photometric_distances(decoder, same, images, 40).max() < 1e-4
+    used = same.visible & decoder.used
+
+    def photo(which: Tensor) -> Tensor:
+        seen = colours_at(images, same.screen, 40)
+        return losses.photometric(linear_to_srgb(same.colour), seen, which)
+
+    assert photo(used) < 1e-4
     images[:, 0] += 0.06
     images[:, 1] += 0.08
-    distances = photometric_distances(decoder, same, images, 40)
-    used = (picture.visible & decoder.used)[0]
-    torch.testing.assert_close(distances[0, used], torch.full((int(used.sum()),), 0.1), atol=1e-4, rtol=0)
-    assert distances[0, ~used].abs().max() == 0
+    for which in (used, used & (same.screen[..., 0] < 20)):
+        torch.testing.assert_close(photo(which), torch.tensor([0.1]), atol=1e-4, rtol=0)
+
+
+def test_only_the_visible_front_is_compared(decoder: Decoder, batch: dict[str, Tensor]) -> None:
+    """Eq. 8's sum is over what the camera sees: pictures that differ elsewhere have the same loss."""
+    code, images = random_codes(4), batch["image"][:4]
+    picture = decoder(code, 60)
+    used = picture.visible & decoder.used
+    assert 0.2 < used.float().mean() < 0.9
+    drawn, seen = linear_to_srgb(picture.colour), colours_at(images, picture.screen, 60)
+    mean = torch.stack([(s - d)[u].norm(dim=-1).mean() for s, d, u in zip(seen, drawn, used)])
+    torch.testing.assert_close(loss_terms(decoder, code, images)["photo"], mean, atol=1e-5, rtol=1e-4)
 
 
 def test_terms_follow_the_printed_formulas(decoder: Decoder, batch: dict[str, Tensor]) -> None:

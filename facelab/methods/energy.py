@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facelab import losses
 from facelab.methods.exposure import Exposure
 from facelab.methods.residuals import SHARED, Estimate, VertexBases, robust_weights
 from facelab.rendering.illumination import sh_basis
@@ -209,7 +210,7 @@ class Problem:
         prior = torch.cat([estimates[0].identity, estimates[0].albedo]).double().cpu()
         hessian.diagonal()[: self.shared] += 1
         gradient[: self.shared] += prior
-        energy = float(prior.square().sum())
+        energy = float(losses.prior(prior))
         for i, (view, estimate) in enumerate(zip(self.views, estimates)):
             part = self._one_view(view, estimate)
             columns = self._columns(i)
@@ -262,7 +263,7 @@ class Problem:
         where = layout.slice("expression")
         hessian[where, where] += torch.eye(layout.sizes["expression"]).to(hessian)
         gradient[where] += estimate.expression
-        energy += float(estimate.expression.square().sum())
+        energy += float(losses.prior(estimate.expression))
         return NormalEquations(energy, hessian.double().cpu(), gradient.double().cpu())
 
     def move(self, estimates: Sequence[Estimate], step: Tensor) -> list[Estimate]:

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from scipy.spatial import ConvexHull
 from torch import Tensor, nn
 
+from facelab import losses
 from facelab.model.face import Face
 from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.model.records import Reconstruction
@@ -88,7 +89,7 @@ def parameter_loss(predicted: Tensor, truth: Tensor, weights: Tensor | float = 1
 
     With weights 1 it is the plain l2 loss of the paper's baseline.
     """
-    return (weights * (predicted - truth)).square().sum(-1)
+    return losses.prior(weights * (predicted - truth))
 
 
 # --- what the network sees (Sec. 6.1) -----------------------------------------------------------------------

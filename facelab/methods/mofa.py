@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, interpolate, linear
 
+from facelab import losses
 from facelab.geometry.camera import PerspectiveCamera
 from facelab.geometry.mesh import vertex_normals
 from facelab.geometry.rotations import euler_to_matrix
@@ -140,17 +141,14 @@ class Weights:
     expression: float = 0.8
 
 
-def photometric_distances(decoder: Decoder, picture: VertexPicture, images: Tensor, size: int) -> Tensor:
-    """||I(u_i) - c_i||_2 of Eq. 8 per vertex, (B, V); zero where a vertex is hidden or not used.
+def colours_at(images: Tensor, screen: Tensor, size: int) -> Tensor:
+    """I(u_i) of Eq. 8: colours (B, V, 3) of images (B, 3, H, W) at positions (B, V, 2 or 3).
 
-    `images` (B, 3, H, W) sRGB may be smaller than the size×size pixels of `picture`. Beyond its border the
-    picture goes on as at the border: a vertex that leaves it still counts, or the whole face would leave.
+    Positions are in pixels of a size×size picture; `images` may be smaller. Beyond its border the picture
+    goes on as at the border: a vertex that leaves it still counts, or the whole face would leave.
     """
-    grid = 2 * picture.screen[..., :2] / size - 1
-    seen = grid_sample(images, grid[:, :, None], padding_mode="border", align_corners=False)[..., 0].mT
-    difference = seen - linear_to_srgb(picture.colour)
-    distance = (difference.square().sum(-1) + 1e-10).sqrt()  # with a finite gradient at zero
-    return torch.where(picture.visible & decoder.used, distance, 0.0)
+    grid = 2 * screen[..., :2] / size - 1
+    return grid_sample(images, grid[:, :, None], padding_mode="border", align_corners=False)[..., 0].mT
 
 
 def loss_terms(
@@ -174,22 +172,19 @@ def loss_terms(
     face = decoder.face(code, size)
     surface = face.surface(decoder.model)
     picture = face.shade(surface)
-    distances = photometric_distances(decoder, picture, images, size)
-    visible = (picture.visible & decoder.used).sum(-1).clamp(min=1)
-    parts = LAYOUT.split(code)
-    prior = {name: parts[name].square().sum(-1) for name in ("shape", "reflectance", "expression")}
+    drawn, seen = linear_to_srgb(picture.colour), colours_at(images, picture.screen, size)
     terms = {
-        "photo": distances.sum(-1) / visible,
-        "reg": prior["shape"]
-        + weights.reflectance * prior["reflectance"]
-        + weights.expression * prior["expression"],
+        "photo": losses.photometric(drawn, seen, picture.visible & decoder.used),  # Eq. 8
+        "reg": losses.prior(face.identity)  # Eq. 10
+        + weights.reflectance * losses.prior(face.albedo)
+        + weights.expression * losses.prior(face.expression),
     }
     total = weights.photo * terms["photo"] + weights.reg * terms["reg"]
     if landmarks is not None:
         points = face.camera.project(surface.landmarks[..., list(LANDMARKS), :])[..., :2]
-        offset = (points - landmarks[..., list(LANDMARKS), :]) / size
-        trust = 1.0 if confidences is None else confidences[..., list(LANDMARKS)].to(offset)
-        terms["land"] = (trust * offset.square().sum(-1)).sum(-1)
+        trust = None if confidences is None else confidences[..., list(LANDMARKS)].to(points)
+        found = landmarks[..., list(LANDMARKS), :]
+        terms["land"] = losses.landmark(points / size, found / size, trust)  # Eq. 9
         total = total + weights.land * terms["land"]
     return terms | {"total": total}
 
