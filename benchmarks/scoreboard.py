@@ -3,7 +3,7 @@
     python benchmarks/scoreboard.py [--write]                         baselines on the sets that need nothing
     python benchmarks/scoreboard.py --set ict=FOLDER photos=FOLDER    on sets that the user has
     python benchmarks/scoreboard.py --method my_module:MyMethod       another method (docs/adding_a_method.md)
-    python benchmarks/scoreboard.py --method facelab.methods.mofa:FramedMoFA@mofa=MoFA       the shipped one
+    python benchmarks/scoreboard.py --method mofa inversefacenet      those that are shipped
     python benchmarks/scoreboard.py --method facelab.methods.mofa:FramedMoFA@runs/a.safetensors="trial"
 
 A run that is stopped goes on where it was (see --runs). A row that is written takes the place of the same
@@ -14,34 +14,32 @@ ict wants what data_scripts/convert_ict_facekit.py --borrow-albedo makes of ICT-
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 import warnings
 from pathlib import Path
 
 import torch
 
-from facelab.evaluation.scoreboard import Method, evaluate, log_file, markdown, save_row, table
+from facelab.evaluation.scoreboard import evaluate, log_file, markdown, save_row, table
 from facelab.evaluation.test_sets import load_test_set
+from facelab.methods.base import Method, make_method
 
 from report import commit
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-BASELINES = ("AverageFace", "LandmarkFitting", "FullFitting")
+BASELINES = ("average face", "landmark fitting", "full fitting")
 SETS = ("in_model", "outside", "path_traced")
 
 
-def make_method(name: str) -> Method:
-    """An instance of a class: one of `BASELINES`, or "module:Class" from where Python finds it.
+def named_method(text: str) -> Method:
+    """The method that "NAME@checkpoint=label" means; @checkpoint and =label may be left out.
 
-    "module:Class@checkpoint=name" loads the checkpoint and calls the row `name`.
+    NAME is one of `METHODS`, or "module:Class" from where Python finds it. Its row is called `label`.
     """
-    place, _, checkpoint = name.partition("@")
-    module, _, kind = place.rpartition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    made = getattr(importlib.import_module(module or "facelab.evaluation.scoreboard"), kind)
+    name, _, checkpoint = text.partition("@")
     path, _, label = checkpoint.partition("=")
-    method: Method = made.load(path) if path else made()
+    sys.path.insert(0, str(Path.cwd()))
+    method = make_method(name, path or None)
     if label:
         method.name = label
     return method
@@ -49,7 +47,7 @@ def make_method(name: str) -> Method:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--method", nargs="+", default=BASELINES, metavar="CLASS")
+    parser.add_argument("--method", nargs="+", default=BASELINES, metavar="NAME")
     parser.add_argument("--set", nargs="+", default=SETS, metavar="NAME[=FOLDER]")
     parser.add_argument("--limit", type=int, default=60, help="pictures a set (default 60)")
     parser.add_argument("--write", action="store_true", help="keep the rows in --results")
@@ -68,7 +66,7 @@ def main() -> None:
         label = f"photos_{Path(folder).name}" if name == "photos" else name
         for kind in arguments.method:
             about = {"preset": arguments.preset, "commit": commit()}
-            row = evaluate(make_method(kind), records, label, **about, folder=arguments.runs)
+            row = evaluate(named_method(kind), records, label, **about, folder=arguments.runs)
             if arguments.write:
                 save_row(row, arguments.results)
             if not arguments.keep:

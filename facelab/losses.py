@@ -42,13 +42,15 @@ def photometric(drawn: Tensor, seen: Tensor, weights: Tensor | None = None, norm
     return kept.sum(-1) / weights.sum(-1).clamp(min=1e-12)
 
 
-def landmark(projected: Tensor, detected: Tensor, weights: Tensor | None = None, norm: Norm = "l2") -> Tensor:
-    """Weighted sum of the errors of landmarks (..., N, 2), (..., N, 2) -> (...), in their units.
+def landmark(
+    projected: Tensor, detected: Tensor, weights: Tensor | None = None, unit: float = 1.0, norm: Norm = "l2"
+) -> Tensor:
+    """Weighted sum of the errors of landmarks (..., N, 2), (..., N, 2) px -> (...), in `unit`s of so many px.
 
     `weights` (..., N): a detector's confidences; None is 1. MoFA's Eq. 9 is "l2"; Eq. 10 of 2022 is "l2,1",
     divided by N.
     """
-    errors = lengths(projected - detected, norm)
+    errors = lengths((projected - detected) / unit, norm)
     return (errors if weights is None else weights * errors).sum(-1)
 
 

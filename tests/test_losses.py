@@ -1,6 +1,7 @@
 """The losses against their formulas written out, on cases whose value is known, and their gradients."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -20,11 +21,20 @@ def test_one_point_off_by_3_4_0_tenths(norm: losses.Norm, length: float) -> None
     drawn = torch.tensor([[0.3, 0.4, 0.0], [0.0, 0.0, 0.0]])
     seen = torch.zeros(2, 3)
     assert float(losses.photometric(drawn, seen, None, norm)) == pytest.approx(length / 2, abs=1e-5)
-    assert float(losses.landmark(drawn, seen, None, norm)) == pytest.approx(length, abs=2e-5)
+    assert float(losses.landmark(drawn, seen, norm=norm)) == pytest.approx(length, abs=2e-5)
     for weights, expected in ((torch.tensor([1.0, 3.0]), length / 4), (torch.tensor([True, False]), length)):
         assert float(losses.photometric(drawn, seen, weights, norm)) == pytest.approx(expected, abs=1e-5)
-    weighted = losses.landmark(drawn, seen, torch.tensor([2.0, 1.0]), norm)
+    weighted = losses.landmark(drawn, seen, torch.tensor([2.0, 1.0]), norm=norm)
     assert float(weighted) == pytest.approx(2 * length, abs=3e-5)
+
+
+def test_landmarks_in_picture_widths() -> None:
+    """3 px of 240 are as far as 1.5 px of 120; squares of them too."""
+    drawn, seen = points(4, 46, 2), points(4, 46, 2, seed=1)
+    for norm in NORMS:
+        whole = losses.landmark(drawn, seen, unit=240, norm=norm)
+        torch.testing.assert_close(whole, losses.landmark(drawn / 2, seen / 2, unit=120, norm=norm))
+    torch.testing.assert_close(losses.landmark(drawn, seen, unit=10), losses.landmark(drawn, seen) / 100)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -33,13 +43,13 @@ def test_every_picture_by_itself(norm: losses.Norm) -> None:
     drawn, seen = points(2, 3, 20, 3), points(2, 3, 20, 3, seed=1)
     mask = points(2, 3, 20, seed=2) > 0
     together = losses.photometric(drawn, seen, mask, norm)
-    marks = losses.landmark(drawn, seen, mask, norm)
+    marks = losses.landmark(drawn, seen, mask, norm=norm)
     assert together.shape == marks.shape == (2, 3)
     for i in range(2):
         for j in range(3):
             left = drawn[i, j, mask[i, j]], seen[i, j, mask[i, j]]
             torch.testing.assert_close(together[i, j], losses.photometric(*left, None, norm))
-            torch.testing.assert_close(marks[i, j], losses.landmark(*left, None, norm))
+            torch.testing.assert_close(marks[i, j], losses.landmark(*left, norm=norm))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -58,11 +68,10 @@ def test_what_is_hidden_says_nothing(norm: losses.Norm) -> None:
 def test_gradients(norm: losses.Norm) -> None:
     drawn, seen = points(2, 5, 3, dtype=torch.float64), points(2, 5, 3, seed=1, dtype=torch.float64)
     weights = points(2, 5, seed=2, dtype=torch.float64).square()
-    for loss in (losses.photometric, losses.landmark):
-        arguments = drawn.requires_grad_(), seen, weights, norm
-        assert torch.autograd.gradcheck(loss, arguments)
+    for loss in (partial(losses.photometric, norm=norm), partial(losses.landmark, unit=2.0, norm=norm)):
+        assert torch.autograd.gradcheck(loss, (drawn.requires_grad_(), seen, weights))
         same = seen.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(same, seen, weights, norm).sum(), same)
+        (gradient,) = torch.autograd.grad(loss(same, seen, weights).sum(), same)
         assert bool(gradient.isfinite().all()), "a perfect answer stops, and does not explode"
 
 

@@ -1,6 +1,7 @@
 """The scoreboard: worse is worse in every column, failures are counted, and a stopped run goes on."""
 
 import csv
+import inspect
 import json
 import multiprocessing
 import re
@@ -14,9 +15,6 @@ from torch import Tensor
 
 from facelab.evaluation.measures import METRICS, face_vertices
 from facelab.evaluation.scoreboard import (
-    AverageFace,
-    FullFitting,
-    LandmarkFitting,
     Outcome,
     Row,
     evaluate,
@@ -28,6 +26,8 @@ from facelab.evaluation.scoreboard import (
 )
 from facelab.geometry.camera import PerspectiveCamera
 from facelab.geometry.rotations import euler_to_matrix
+from facelab.methods.base import METHODS, make_method
+from facelab.methods.baselines import AverageFace, FullFitting, LandmarkFitting
 from facelab.methods.energy import Settings
 from facelab.model.face import Face
 from facelab.model.morphable_model import MorphableModel
@@ -40,7 +40,7 @@ from facelab.rendering.illumination import (
     shading_coefficients,
 )
 from facelab.rendering.image_formation import render_attributes
-from facelab.support.errors import NoFaceError, ParameterError
+from facelab.support.errors import ModelFileError, NoFaceError, ParameterError
 
 SIZE = 120
 DOCS = Path(__file__).parents[1] / "docs" / "adding_a_method.md"
@@ -376,6 +376,29 @@ def test_full_fitting_explains_the_colours_best(photo: Tensor) -> None:
     rows = [evaluate(m, [record], "one", measures=WITHOUT_JUDGE) for m in (LandmarkFitting(), full)]
     before, after = (row.summary()["photometric_rmse"]["mean"] for row in rows)
     assert after < 0.8 * before
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_of_the_table_is_made_by_its_name(name: str) -> None:
+    method = make_method(name)
+    assert method.name == name
+    (argument,) = inspect.signature(method.reconstruct).parameters
+    assert argument == "image"
+
+
+@pytest.mark.parametrize(
+    "name", ["nobody", "", "facelab.methods.mofa:Nobody", "no_such_module:Method", ":Method", "mofa:"]
+)
+def test_a_method_that_does_not_exist(name: str) -> None:
+    with pytest.raises(ParameterError, match=r"choose from average face, .*, mofa, or give 'module:Class'"):
+        make_method(name)
+
+
+def test_checkpoints_are_for_what_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"'full fitting' is not trained; leave out .*mine\.safetensors"):
+        make_method("full fitting", tmp_path / "mine.safetensors")
+    with pytest.raises(ModelFileError, match="mine"):
+        make_method("mofa", tmp_path / "mine.safetensors")
 
 
 def test_the_documented_method_is_short_and_gets_its_row(capsys: pytest.CaptureFixture) -> None:

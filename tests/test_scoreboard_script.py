@@ -42,7 +42,7 @@ def test_rows_are_printed_and_written_only_on_demand(
     results, runs = tmp_path / "results", tmp_path / "runs"
     sizes = [20]
     monkeypatch.setattr(script, "RESULTS", results)
-    monkeypatch.setattr(script, "make_method", lambda _: Nobody())
+    monkeypatch.setattr(script, "named_method", lambda _: Nobody())
     monkeypatch.setattr(
         script, "load_test_set", lambda *_: [FaceRecord(f"wall {n}", torch.zeros(3, n, n)) for n in sizes]
     )

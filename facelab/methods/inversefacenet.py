@@ -20,15 +20,14 @@ from scipy.spatial import ConvexHull
 from torch import Tensor, nn
 
 from facelab import losses
+from facelab.methods.base import load_trained
 from facelab.model.face import Face
-from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.model.morphable_model import MorphableModel
 from facelab.model.records import Reconstruction
 from facelab.networks import encoder
 from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_face
-from facelab.support.errors import ModelFileError, ParameterError
-from facelab.support.files import sha256_of
+from facelab.support.errors import ParameterError
 from facelab.synthetic.distributions import EXPRESSION_UNIT, LIMITS_DEGREES, InverseFaceNetDistribution
-from facelab.training import load_checkpoint
 
 SIDE = 240  # px, of the network's input
 FRAME = 3  # outputs after the parameters: centre (x, y) and log of the side of the face's box in the input
@@ -176,25 +175,14 @@ def make_network(
 
 
 def _load_network(path: str | Path, model: MorphableModel) -> nn.Module:
-    weights, card = load_checkpoint(path)
-    if card.get("face_model") != sha256_of(DEFAULT_MODEL):
-        raise ModelFileError(
-            f"The checkpoint '{path}' was trained for another face model, where its numbers mean other "
-            "faces; train again with data_scripts/train_inversefacenet.py."
-        )
-    try:
-        network = make_network(card["network"], model)
-        network.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
-        raise ModelFileError(
-            f"The checkpoint '{path}' is not of the network that its card names; train again with "
-            "data_scripts/train_inversefacenet.py."
-        ) from error
+    network, _ = load_trained(
+        path, "train_inversefacenet.py", lambda card: make_network(card["network"], model)
+    )
     return network
 
 
 class InverseFaceNet:
-    """A trained network (None: the shipped one) with its face model: a scoreboard Method."""
+    """A trained network (None: the shipped one) with its face model: a Method."""
 
     name = "inversefacenet"
     looks = 1

@@ -26,6 +26,7 @@ from facelab import losses
 from facelab.geometry.camera import PerspectiveCamera
 from facelab.geometry.mesh import vertex_normals
 from facelab.geometry.rotations import euler_to_matrix
+from facelab.methods.base import load_trained
 from facelab.model.face import Face
 from facelab.model.layout import ParameterLayout
 from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
@@ -35,10 +36,9 @@ from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_
 from facelab.rendering.colour import linear_to_srgb
 from facelab.rendering.illumination import SphericalHarmonicsLight
 from facelab.rendering.image_formation import VertexPicture
-from facelab.support.errors import ModelFileError, ParameterError
+from facelab.support.errors import ParameterError
 from facelab.support.files import sha256_of
 from facelab.synthetic.distributions import LIGHT_UNIT
-from facelab.training import load_checkpoint
 
 LAYOUT = ParameterLayout(shape=80, expression=64, reflectance=80, rotation=3, translation=3, light=27)
 """x = (alpha, delta, beta, T, t, gamma), 257 numbers: Eq. 1. Face: standard deviations. Rotation: Euler
@@ -184,7 +184,7 @@ def loss_terms(
         points = face.camera.project(surface.landmarks[..., list(LANDMARKS), :])[..., :2]
         trust = None if confidences is None else confidences[..., list(LANDMARKS)].to(points)
         found = landmarks[..., list(LANDMARKS), :]
-        terms["land"] = losses.landmark(points / size, found / size, trust)  # Eq. 9
+        terms["land"] = losses.landmark(points, found, trust, size)  # Eq. 9
         total = total + weights.land * terms["land"]
     return terms | {"total": total}
 
@@ -304,17 +304,11 @@ class MoFA:
     @classmethod
     def load(cls, path: str | Path = "mofa", framed: bool = False, **options: Any) -> MoFA:
         """From a checkpoint, by default the shipped one. Raises ModelFileError if it is not what it says."""
-        weights, card = load_checkpoint(path)
-        if card.get("face_model") != sha256_of(DEFAULT_MODEL):
-            raise ModelFileError(
-                f"The checkpoint '{path}' was trained for another face model, where its numbers mean other "
-                "faces; train again with data_scripts/train_mofa.py."
-            )
-        try:
-            encoder = Encoder(make_network(card["kind"]), card["units"], card.get("border", 0.0))
-            encoder.load_state_dict(weights)
-        except (KeyError, TypeError, RuntimeError, ParameterError) as error:
-            raise ModelFileError(f"The checkpoint '{path}' is not one of MoFA ({error}).") from error
+        encoder, card = load_trained(
+            path,
+            "train_mofa.py",
+            lambda card: Encoder(make_network(card["kind"]), card["units"], card.get("border", 0.0)),
+        )
         return cls(encoder, card["side"], framed, **options)
 
     @torch.no_grad()

@@ -32,9 +32,6 @@ from facelab.evaluation import metrics
 from facelab.evaluation.measures import METRICS, face_vertices, picture_mask, surface
 from facelab.evaluation.scoreboard import (
     RANKED,
-    AverageFace,
-    FullFitting,
-    LandmarkFitting,
     Row,
     evaluate,
     load_rows,
@@ -46,6 +43,7 @@ from facelab.evaluation.scoreboard import (
 from facelab.evaluation.test_sets import load_test_set
 from facelab.geometry.camera import PerspectiveCamera
 from facelab.geometry.mesh import vertex_normals
+from facelab.methods.baselines import AverageFace, FullFitting, LandmarkFitting
 from facelab.methods.fitting import initial_pose
 from facelab.methods.inversefacenet import InverseFaceNet
 from facelab.model.face import Face

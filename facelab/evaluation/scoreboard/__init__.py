@@ -1,6 +1,6 @@
 """One scoreboard for all methods: the same pictures, the same measures, every failure counted.
 
-    row = evaluate(LandmarkFitting(), load_test_set("in_model", limit=20), "in_model")
+    row = evaluate(make_method("landmark fitting"), load_test_set("in_model", limit=20), "in_model")
     save_row(row, "results")
     print(markdown(table(load_rows("results"))))
 
@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,31 +27,20 @@ from tqdm.auto import tqdm
 
 from facelab.evaluation.measures import METRICS, Metric
 from facelab.evaluation.scoreboard.rows import Outcome, Row, load_rows, log_file, resume, rounded, save_row
-from facelab.methods.energy import Settings
-from facelab.methods.fitting import fit_landmarks, reconstruct
-from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
-from facelab.model.records import FaceRecord, Reconstruction
-from facelab.photos import crop_face, find_face
+from facelab.methods.base import Method
+from facelab.model.morphable_model import DEFAULT_MODEL
+from facelab.model.records import FaceRecord
 from facelab.support.errors import FacelabError, ParameterError
 from facelab.support.files import append_line, digest_beside
 
 __all__ = [
-    "RANKED", "AverageFace", "FullFitting", "LandmarkFitting", "Method", "Outcome", "Row", "evaluate",
-    "load_rows", "log_file", "markdown", "ranking", "save_row", "table",
+    "RANKED", "Outcome", "Row", "evaluate", "load_rows", "log_file", "markdown", "ranking", "save_row",
+    "table",
 ]  # fmt: skip
 
 RANKED = ("geometry_mm", "depth_mm", "pose_degrees", "nme_percent", "mask_iou_percent", "photometric_rmse",
           "albedo", "light_degrees", "identity")  # fmt: skip
 """One measure for each thing that a method estimates."""
-
-
-class Method(Protocol):
-    """What the scoreboard asks of a method."""
-
-    name: str
-
-    def reconstruct(self, image: Tensor) -> Reconstruction:
-        """From one picture (3, H, W), and nothing else. Raises a FacelabError where it cannot."""
 
 
 def evaluate(
@@ -193,43 +182,3 @@ def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     text = [isinstance(lines[0][c], str) and "±" not in lines[0][c] for c in columns]
     rule = ["---" if is_text else "---:" for is_text in text]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
-
-
-# --------------------------------------------------------------------------------------------- baselines
-
-
-class LandmarkFitting:
-    """Pose, shape and expression from detected landmarks; the average skin under white light."""
-
-    name = "landmark fitting"
-    settings = Settings()
-
-    def __init__(self) -> None:
-        self.coarse, self.model = (MorphableModel.load(subdivisions=n) for n in (0, 1))
-
-    def reconstruct(self, image: Tensor) -> Reconstruction:
-        crop = crop_face(image, find_face(image).landmarks, size=self.settings.size)
-        fit = fit_landmarks(self.coarse, [crop.landmarks], self.settings)[0]
-        return replace(fit, crop=crop).reconstruction(image, self.model)
-
-
-class AverageFace(LandmarkFitting):
-    """The average face and skin, turned and moved to the detected landmarks: what nothing should lose to."""
-
-    name = "average face"
-    settings = Settings(identity=1, expression=1, albedo=1)
-
-    def __init__(self) -> None:
-        super().__init__()
-        rigid = self.coarse.truncate(1, 1, 1)
-        still = torch.zeros_like(rigid.identity_basis)
-        self.coarse = replace(rigid, identity_basis=still, expression_basis=still)
-
-
-class FullFitting(LandmarkFitting):
-    """Fitting by optimisation: landmarks, then colours, coarse to fine (`methods.fitting`)."""
-
-    name = "full fitting"
-
-    def reconstruct(self, image: Tensor) -> Reconstruction:
-        return reconstruct(image, settings=self.settings)[0].reconstruction(image, self.model)
