@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 from facelab.methods.mofa import Encoder
-from facelab.networks import KINDS, encoder, last_layer
+from facelab.model.layout import ParameterLayout
+from facelab.networks import KINDS, Regressor, encoder, last_layer
 from facelab.support.errors import ModelFileError, ParameterError
 from facelab.training import save_checkpoint
 
@@ -99,3 +100,37 @@ def test_without_torchvision_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(__import__("sys").modules, "torchvision", None)
     with pytest.warns(UserWarning, match="random"):
         encoder("resnet18", 3, pretrained="imagenet")
+
+
+# --- the head -----------------------------------------------------------------------------------------------
+
+LAYOUT = ParameterLayout(rotation=3, light=2)
+UNITS, OFFSET = torch.tensor([0.1, 0.1, 0.1, 5.0, 5.0]), torch.tensor([0.0, 0.0, 0.0, 1.0, -1.0])
+
+
+def test_a_head_says_offset_and_units_times_what_the_network_says() -> None:
+    network = encoder("small", LAYOUT.size).eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    said = network(images)
+    torch.testing.assert_close(Regressor(network, LAYOUT, UNITS)(images), UNITS * said)
+    torch.testing.assert_close(Regressor(network, LAYOUT, UNITS, OFFSET)(images), OFFSET + UNITS * said)
+    inner = Regressor(network, LAYOUT, UNITS, border=0.125)(images)
+    torch.testing.assert_close(inner, UNITS * network(images[..., 8:56, 8:56]))
+
+
+def test_a_head_adds_nothing_to_what_is_saved() -> None:
+    """Checkpoints hold the network's own names; what takes the last layer's place comes first, and twice."""
+    plain = encoder("small", LAYOUT.size)
+    last = next(name for name, module in plain.named_modules() if module is last_layer(plain))
+    own = [f"network.{name}" for name in plain.state_dict()]
+    assert list(Regressor(plain, LAYOUT, UNITS, OFFSET).state_dict()) == own
+    replaced = Regressor(plain, LAYOUT, UNITS, final=lambda n: torch.nn.Linear(n, LAYOUT.size, bias=False))
+    assert last_layer(replaced.network) is replaced.final
+    kept = [name for name in own if name != f"network.{last}.bias"]
+    assert list(replaced.state_dict()) == ["final.weight", *kept]
+    assert next(replaced.parameters()) is replaced.final.weight  # the order that an optimiser's state has
+
+
+def test_a_head_wants_a_network_of_its_size() -> None:
+    with pytest.raises(ParameterError, match=r"7 outputs; make one with 5: ParameterLayout\(rotation=3"):
+        Regressor(encoder("small", 7), LAYOUT, UNITS)

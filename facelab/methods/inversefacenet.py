@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from facelab import losses
 from facelab.methods.base import load_trained
 from facelab.model.face import Face
+from facelab.model.layout import ParameterLayout
 from facelab.model.morphable_model import MorphableModel
 from facelab.model.records import Reconstruction
-from facelab.networks import encoder
+from facelab.networks import Regressor, encoder
 from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_face
 from facelab.support.errors import ParameterError
 from facelab.synthetic.distributions import EXPRESSION_UNIT, LIMITS_DEGREES, InverseFaceNetDistribution
@@ -141,37 +142,23 @@ def clamp_parameters(model: MorphableModel, theta: Tensor) -> Tensor:
 # --- the method ---------------------------------------------------------------------------------------------
 
 
-class Regressor(nn.Module):
-    """Any network with layout.size + FRAME outputs -> parameters and frame, from pictures (B, 3, S, S).
-
-    The network speaks in standard deviations of what its corpus starts from, around its mean. An optimiser
-    like Adam moves all outputs alike, and a step that does nothing to an expression of 12 would shake a light
-    of 0.1. `network`: its last layer as the paper has it, weights N(0, 0.01) and no bias.
-    """
-
-    def __init__(self, network: nn.Module, model: MorphableModel) -> None:
-        super().__init__()
-        self.network = network
-        mean, scale = corpus_moments(model)
-        self.register_buffer("mean", torch.cat([mean, mean.new_zeros(FRAME)]), persistent=False)
-        self.register_buffer("scale", torch.cat([scale, scale.new_full((FRAME,), 0.03)]), persistent=False)
-        self.mean: Tensor
-        self.scale: Tensor
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] -> (B, layout.size + FRAME)."""
-        return self.mean + self.scale * self.network(images)
-
-
 def make_network(
     kind: str,
     model: MorphableModel,
     pretrained: str | Path | None = None,
     generator: torch.Generator | None = None,
 ) -> Regressor:
-    """Untrained: see `networks.encoder`. Raises what that raises."""
-    outputs = DISTRIBUTION.layout(model).size + FRAME
-    return Regressor(encoder(kind, outputs, "normal", pretrained, generator=generator), model)
+    """Untrained: (B, 3, S, S) in [0, 1] -> parameters and frame (B, layout.size + FRAME).
+
+    The network speaks in standard deviations of what its corpus starts from, around its mean. Its last layer
+    is as the paper has it, weights N(0, 0.01) and no bias. See `networks.encoder`; raises what that raises.
+    """
+    layout = ParameterLayout(**DISTRIBUTION.layout(model).sizes, frame=FRAME)
+    mean, scale = corpus_moments(model)
+    offset = torch.cat([mean, mean.new_zeros(FRAME)])
+    units = torch.cat([scale, scale.new_full((FRAME,), 0.03)])
+    network = encoder(kind, layout.size, "normal", pretrained, generator=generator)
+    return Regressor(network, layout, units, offset)
 
 
 def _load_network(path: str | Path, model: MorphableModel) -> nn.Module:

@@ -31,7 +31,7 @@ from facelab.model.face import Face
 from facelab.model.layout import ParameterLayout
 from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.model.records import Reconstruction
-from facelab.networks import Small, encoder, last_layer, load_pretrained
+from facelab.networks import Regressor, Small, encoder, load_pretrained
 from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_face
 from facelab.rendering.colour import linear_to_srgb
 from facelab.rendering.illumination import SphericalHarmonicsLight
@@ -46,8 +46,7 @@ angles in radians. Translation: mm from the start. Light: with H_1 = 1, so that 
 
 UNITS = {"shape": 1.0, "expression": 1.0, "reflectance": 1.0,
          "rotation": 0.25, "translation": 20.0, "light": 0.3}  # fmt: skip
-"""What an output of 1 of the network means. An optimiser that looks only at the ratio of a gradient to its
-usual size (AdaDelta, Adam) moves all outputs alike; the units make that about one standard deviation."""
+"""What an output of 1 of the network means: about one standard deviation."""
 
 Z = LAYOUT.slice("translation").stop - 1  # the z-translation, which has a learning rate of its own
 AMBIENT = LAYOUT.slice("light").start  # and the two after it: the ambient light's red, green and blue
@@ -215,36 +214,19 @@ def make_network(kind: str, pretrained: str | Path | None = None) -> nn.Module:
     return encoder(kind, LAYOUT.size, final="zero", pretrained=pretrained)
 
 
-class Encoder(nn.Module):
+class Encoder(Regressor):
     """Any network that ends in a linear layer with 257 outputs -> codes (B, 257), zero before training.
 
     The last layer is replaced by one of zeros, "which guarantees that the initial prediction is the average
-    face placed in the middle of the screen and lit by ambient light" (Section 7).
-
-    `border`: the share of the picture on each side that the network does not see, for a face with more
-    pixels at the same cost. The loss still looks at the whole picture.
+    face placed in the middle of the screen and lit by ambient light" (Section 7). The loss looks at the whole
+    picture, also at the `border` that the network does not see.
     """
 
-    def __init__(self, network: nn.Module, units: Mapping[str, float] = UNITS, border: float = 0.0) -> None:
-        super().__init__()
-        self.border = border
-        layer = last_layer(network)
-        path = next(name for name, module in network.named_modules() if module is layer)
-        parent, _, child = path.rpartition(".")
-        if layer.out_features != LAYOUT.size:
-            raise ParameterError(f"The network has {layer.out_features} outputs; MoFA needs {LAYOUT.size}.")
-        self.final = _FinalLayer(layer.in_features)
-        setattr(network.get_submodule(parent), child, self.final)
-        self.network = network
-        scale = torch.cat([torch.full((n,), units[name]) for name, n in LAYOUT.sizes.items()])
-        self.register_buffer("units", scale, persistent=False)
-        self.units: Tensor
+    final: _FinalLayer
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) sRGB in [0, 1] -> (B, 257)."""
-        size = images.shape[-1]
-        seen = slice(round(self.border * size), size - round(self.border * size))
-        return self.units * self.network(images[..., seen, seen])
+    def __init__(self, network: nn.Module, units: Mapping[str, float] = UNITS, border: float = 0.0) -> None:
+        scale = torch.cat([torch.full((n,), units[name]) for name, n in LAYOUT.sizes.items()])
+        super().__init__(network, LAYOUT, scale, border=border, final=_FinalLayer)
 
     def parameter_groups(self, rate: float, z_rate: float) -> list[dict[str, object]]:
         """For an optimiser: everything at `rate`, the z-translation's at `z_rate` (paper: 0.1, 0.0005)."""
