@@ -31,7 +31,8 @@ from population import reference_cage, sample_people
 from uv_maps import UvMaps, draw_uv_maps
 
 from facelab.model.model_file import write_model
-from facelab.model.morphable_model import DEFAULT_MODEL, REGIONS, sample_actions
+from facelab.model.morphable_model import DEFAULT_MODEL, REGIONS
+from facelab.model.people import sample_actions
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

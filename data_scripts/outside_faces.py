@@ -35,7 +35,8 @@ from uv_maps import rasterise_uv, sample_map, vertex_normals
 
 from facelab.geometry.subdivision import catmull_clark, triangulate
 from facelab.model.model_file import read_checked
-from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel, sample_actions
+from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.model.people import sample_actions
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

@@ -146,4 +146,4 @@ def test_another_exercise_can_be_registered():
         with pytest.raises(CheckFailedError, match=r"0\.5 times the right ones"):
             check("double", lambda x: x)
     finally:
-        del checks._EXERCISES["double"]
+        del checks.EXERCISES["double"]

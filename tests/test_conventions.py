@@ -422,6 +422,52 @@ def test_there_are_few_rooms() -> None:
     assert len(ROOMS) <= 14
 
 
+LONGEST_MODULE, LONGEST_FUNCTION, MOST_PARAMETERS = 350, 60, 8
+WIDER = {"rendering.image_formation.render": 11, "course.viewer.turntable": 9, "training.Run.__init__": 9}
+"""Whose parameters are more; they are given by name."""
+
+
+def functions(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """All functions and methods at any depth, with full names."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            name = f"{prefix}.{node.name}".lstrip(".")
+            if isinstance(node, ast.FunctionDef):
+                yield name, node
+            yield from functions(node.body, name)
+
+
+def lines_of_code(function: ast.FunctionDef) -> int:
+    """Without decorators and docstring."""
+    documented = ast.get_docstring(function) is not None
+    doc = function.body[0].end_lineno - function.body[0].lineno + 1 if documented else 0
+    return function.end_lineno - function.lineno + 1 - doc
+
+
+def parameters(function: ast.FunctionDef) -> int:
+    """How many a caller has to know, without self and cls."""
+    arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+    return sum(argument.arg not in ("self", "cls") for argument in arguments)
+
+
+def test_nothing_is_too_long() -> None:
+    """A module fits on a few screens, a function on one, and a caller can remember what it takes.
+
+    Kernels of Triton are left out: their parameters are pointers and sizes.
+    """
+    text = {path: path.read_text() for path in SOURCES}
+    assert {module(p): n for p, t in text.items() if (n := t.count("\n")) > LONGEST_MODULE} == {}
+    found = {
+        name: function
+        for path, tree in SOURCES.items()
+        for name, function in functions(tree.body, module(path))
+        if not any("triton" in ast.unparse(decorator) for decorator in function.decorator_list)
+    }
+    assert len(found) > 500
+    assert {name: n for name, f in found.items() if (n := lines_of_code(f)) > LONGEST_FUNCTION} == {}
+    assert {name: n for name, f in found.items() if (n := parameters(f)) > MOST_PARAMETERS} == WIDER
+
+
 def public_definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.stmt]]:
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):

@@ -12,7 +12,8 @@ from torch.autograd import gradcheck
 
 from facelab.geometry.rotations import euler_to_matrix
 from facelab.geometry.subdivision import catmull_clark, triangulate
-from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel, sample_actions
+from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.model.people import sample_actions
 from facelab.support.errors import ModelFileError, ParameterError
 
 LANDMARKS = Path(__file__).parents[1] / "data_scripts" / "landmarks68.json"

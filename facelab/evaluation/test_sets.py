@@ -18,7 +18,9 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +87,8 @@ def load_test_set(
         place = Path(place)
         records = _ict(place, size) if name == "ict" else photo_records(place, size, _cache())
     else:
-        records = _committed(name, size)
+        committed = _Committed.read(name)
+        records = Records(len(committed.groups), lambda i: committed.record(i, size))
     return records[: len(records) if limit is None else limit]
 
 
@@ -196,40 +199,66 @@ def topology_of(model: MorphableModel) -> str:
     return hashlib.sha256(model.triangles.numpy().tobytes()).hexdigest()
 
 
-def _committed(name: str, size: int) -> Records:
+@dataclass(frozen=True)
+class _Committed:
     """A set that data_scripts/build_test_sets.py made: pictures, and faces on the model's coarse mesh."""
-    path, manifest = COMMITTED / f"{name}.safetensors", COMMITTED / "manifest.json"
-    problem = f"The test set '{path}' or its manifest is missing or damaged; restore it"
-    manifest_of = read_json(manifest, problem)
-    with guarded(problem, ModelFileError):
-        about = manifest_of[name]
-        data, groups = path.read_bytes(), [dict(group) for group in about["groups"]]
-        side, count, digest, topology = (about[key] for key in ("size", "count", "sha256", "topology"))
-        if type(side) is not int or not 0 < side < 10_000 or not len(groups) == count > 0:
-            raise ValueError("it has another number of faces or pixels")
-        if not all(isinstance(text, str) for group in groups for entry in group.items() for text in entry):
-            raise TypeError("groups are text")
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise ModelFileError(f"'{path}' is damaged or changed: its SHA-256 is not that of the manifest.")
-    tensors, model = read_tensors(data, problem), MorphableModel.load(None, SUBDIVISIONS)
-    if topology != topology_of(model):
-        raise ModelFileError(
-            f"'{path}' was made for another face model; run data_scripts/build_test_sets.py."
-        )
-    cage = read_checked(DEFAULT_MODEL, must_have_digest=True)[0]["quads"].numpy()
-    if about.get("format", 1) == FORMAT:
-        tensors = unpack(tensors, cage, problem)
-    elif about.get("format", 1) != 1:
-        raise ModelFileError(f"'{path}' is of a newer facelab: install that, or restore the file.")
-    with guarded(problem, ModelFileError):
-        if len(tensors["vertices"]) != count or tensors["hidden"].shape[1] != -(-(side**2) // 8):
-            raise ModelFileError(f"{problem}: it has another number of faces or pixels.")
-        refine = catmull_clark(cage, int(cage.max()) + 1).matrix
-        ends, scale = [0, *tensors["image_ends"].tolist()], size / side
 
-    def make(i: int) -> FaceRecord:
+    name: str
+    problem: str
+    tensors: dict[str, Tensor]
+    groups: list[dict[str, str]]
+    side: int
+    """px of its pictures"""
+    model: MorphableModel
+    refine: Any
+    """sparse matrix from the coarse mesh to the model's"""
+    ends: list[int]
+    """where each picture ends among the bytes of all, after a 0"""
+
+    @classmethod
+    def read(cls, name: str) -> "_Committed":
+        """Raises ModelFileError for a file that is missing, damaged, changed, or of another face model."""
+        path, manifest = COMMITTED / f"{name}.safetensors", COMMITTED / "manifest.json"
+        problem = f"The test set '{path}' or its manifest is missing or damaged; restore it"
+        manifest_of = read_json(manifest, problem)
+        with guarded(problem, ModelFileError):
+            about = manifest_of[name]
+            data, groups = path.read_bytes(), [dict(group) for group in about["groups"]]
+            side, count, digest, topology = (about[key] for key in ("size", "count", "sha256", "topology"))
+            if type(side) is not int or not 0 < side < 10_000 or not len(groups) == count > 0:
+                raise ValueError("it has another number of faces or pixels")
+            if not all(
+                isinstance(text, str) for group in groups for entry in group.items() for text in entry
+            ):
+                raise TypeError("groups are text")
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ModelFileError(f"'{path}' is damaged or changed: its SHA-256 is not that of the manifest.")
+        tensors, model = read_tensors(data, problem), MorphableModel.load(None, SUBDIVISIONS)
+        if topology != topology_of(model):
+            raise ModelFileError(
+                f"'{path}' was made for another face model; run data_scripts/build_test_sets.py."
+            )
+        cage = read_checked(DEFAULT_MODEL, must_have_digest=True)[0]["quads"].numpy()
+        if about.get("format", 1) == FORMAT:
+            tensors = unpack(tensors, cage, problem)
+        elif about.get("format", 1) != 1:
+            raise ModelFileError(f"'{path}' is of a newer facelab: install that, or restore the file.")
+        with guarded(problem, ModelFileError):
+            if len(tensors["vertices"]) != count or tensors["hidden"].shape[1] != -(-(side**2) // 8):
+                raise ModelFileError(f"{problem}: it has another number of faces or pixels.")
+            refine = catmull_clark(cage, int(cage.max()) + 1).matrix
+            ends = [0, *tensors["image_ends"].tolist()]
+            return cls(name, problem, tensors, groups, side, model, refine, ends)
+
+    def record(self, i: int, size: int) -> FaceRecord:
+        """Face number `i` in a picture of size×size. Raises ModelFileError for a damaged one."""
+        with guarded(self.problem, ModelFileError):
+            return self._record(i, size)
+
+    def _record(self, i: int, size: int) -> FaceRecord:
+        tensors, model, scale = self.tensors, self.model, size / self.side
         vertices = torch.from_numpy(
-            refine @ (POSITION_UNIT * tensors["vertices"][i].double().numpy())
+            self.refine @ (POSITION_UNIT * tensors["vertices"][i].double().numpy())
         ).float()
         camera = PerspectiveCamera(
             tensors["rotation"][i],
@@ -240,15 +269,13 @@ def _committed(name: str, size: int) -> Records:
         screen = camera.project(vertices)
         face_index = rasterizer.rasterize(screen, model.triangles, size, size)
         _, depth = rasterizer.interpolate(screen, model.triangles, face_index, vertices)
-        hidden = torch.from_numpy(np.unpackbits(tensors["hidden"][i].numpy())).view(1, 1, side, side)
+        hidden = torch.from_numpy(np.unpackbits(tensors["hidden"][i].numpy())).view(
+            1, 1, self.side, self.side
+        )
         seen = (face_index >= 0) & (resize(hidden, (size, size), mode="nearest")[0] == 0)
-        encoded = tensors["images"][ends[i] : ends[i + 1]].numpy().tobytes()
-        picture = torch.from_numpy(np.array(Image.open(io.BytesIO(encoded)))).permute(2, 0, 1).float() / 255
-        if size != side:
-            picture = resize(picture[None], (size, size), mode="bilinear", antialias=True)[0]
         return FaceRecord(
-            f"{name}_{i:04d}",
-            picture,
+            f"{self.name}_{i:04d}",
+            self._picture(i, size),
             camera.project(model.landmarks(vertices, camera.rotation))[:, :2],
             seen,
             Mesh(vertices, model.triangles, model.landmarks(vertices), model.name),
@@ -257,12 +284,13 @@ def _committed(name: str, size: int) -> Records:
             tensors["light"][i],
             tensors["light_direction"][i],
             depth * seen,
-            person=f"{name}_{i:04d}",
-            groups=groups[i],
+            person=f"{self.name}_{i:04d}",
+            groups=self.groups[i],
         )
 
-    def make_or_name(i: int) -> FaceRecord:
-        with guarded(problem, ModelFileError):
-            return make(i)
-
-    return Records(count, make_or_name)
+    def _picture(self, i: int, size: int) -> Tensor:
+        encoded = self.tensors["images"][self.ends[i] : self.ends[i + 1]].numpy().tobytes()
+        picture = torch.from_numpy(np.array(Image.open(io.BytesIO(encoded)))).permute(2, 0, 1).float() / 255
+        if size == self.side:
+            return picture
+        return resize(picture[None], (size, size), mode="bilinear", antialias=True)[0]

@@ -1,9 +1,9 @@
 """`Face`: what every method estimates, in one set of names; and the surface that it has on a face model.
 
-    face = Face(identity, expression, albedo, camera, light)       # (..., K) in standard deviations
-    surface = face.surface(model)                                  # vertices, albedo, landmarks: once
-    picture = face.render(model, 240, 240)
-    face = face.in_photo(crop)                                     # the same, in the photograph's pixels
+face = Face(identity, expression, albedo, camera, light)       # (..., K) in standard deviations
+surface = face.surface(model)                                  # vertices, albedo, landmarks: once
+picture = face.render(model, 240, 240)
+face = face.in_photo(crop)                                     # the same, in the photograph's pixels
 """
 
 from dataclasses import dataclass, replace

@@ -7,9 +7,6 @@ All bases are stored per standard deviation: the prior of every coefficient is N
 """
 
 import json
-import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facelab.model.contour import visible_contour
 from facelab.model.model_file import decode, read_checked, refine, write_model
+from facelab.model.people import draw_expressions, draw_people
 from facelab.support.errors import ModelFileError, ParameterError
 from facelab.support.files import DATA, guarded
 from facelab.support.tensors import finite, one_line
@@ -26,10 +25,6 @@ REGIONS = ("skin", "lips", "lids", "eyes", "interior", "teeth")
 DEFAULT_MODEL = DATA / "face_model.safetensors"
 SKIN_F0 = 0.028  # reflectance of skin at normal incidence, where a model has no specular albedo
 MIN_DIFFUSE = 0.004
-SAMPLE_NOISE = 0.3  # share of normal noise in a sampled person's coefficients
-# Actions that people show often; others are drawn a third as often.
-FREQUENT_ACTIONS = ("jawOpen", "mouthSmile", "mouth-corner", "mouth-part", "mouthPucker", "mouthFunnel",
-                    "browInnerUp", "browDown", "eyeBlink", "cheekSquint")  # fmt: skip
 
 
 def _empty() -> Tensor:
@@ -283,33 +278,18 @@ class MorphableModel:
     ) -> dict[str, Tensor]:
         """Draw coefficients {"identity": (count, Ki), "expression": (count, Ke), "albedo": (count, Ka)}.
 
-        All have mean zero and the given standard deviation per component, the prior that fitting assumes.
-        But independent normal numbers give skins that do not go with the shapes, and contort every part of
-        the face at once. So where the model has `people`, identity and albedo are those of a random person
-        mixed with normal noise (sex, age and origin then agree); where it has named actions, an expression
-        is a sparse mixture of them (see `sample_actions`). Other models get normal numbers.
+        All have mean zero and the given standard deviation per component, the prior that fitting assumes; see
+        `people.draw_people` and `people.draw_expressions`.
         """
-
-        def normal(basis: Tensor) -> Tensor:
-            drawn = torch.randn((count, len(basis)), generator=generator, device=generator.device)
-            return drawn.to(self.mean)
-
-        identity, albedo = normal(self.identity_basis), normal(self.albedo_basis)
-        if len(self.people_identity):
-            people, kept = len(self.people_identity), math.sqrt(1 - SAMPLE_NOISE**2)
-            who = torch.randint(people, (count,), generator=generator, device=generator.device)
-            who = who.to(self.mean.device)
-            identity = kept * self.people_identity[who] + SAMPLE_NOISE * identity
-            if len(self.people_albedo):
-                albedo = kept * self.people_albedo[who] + SAMPLE_NOISE * albedo
-        if len(self.actions):
-            expression = sample_actions(self.action_names, count, generator).to(self.mean) @ self.actions
-        else:
-            expression = normal(self.expression_basis)
+        sizes = len(self.identity_basis), len(self.albedo_basis)
+        identity, albedo = draw_people(self.people_identity, self.people_albedo, sizes, count, generator)
+        expression = draw_expressions(
+            self.actions, self.action_names, len(self.expression_basis), count, generator
+        )
         return {
-            "identity": identity_scale * identity,
-            "expression": expression_scale * expression,
-            "albedo": albedo_scale * albedo,
+            "identity": identity_scale * identity.to(self.mean),
+            "expression": expression_scale * expression.to(self.mean),
+            "albedo": albedo_scale * albedo.to(self.mean),
         }
 
     def landmarks(self, vertices: Tensor, rotation: Tensor | None = None) -> Tensor:
@@ -340,17 +320,7 @@ class MorphableModel:
         if rotation is None or self.contour_rows.numel() == 0:
             return index, weight
         points = (vertices[..., corners[:17], :] * self.landmark_weights[:17, :, None]).sum(-2)
-        rows = vertices[..., self.contour_rows.clamp(min=0), :].expand(*batch, *self.contour_rows.shape, 3)
-        candidates = torch.cat([points[..., None, :].expand(*batch, 17, 1, 3), rows], -2)
-        # sideways in the picture as the head stands there: across the projection of its own up axis
-        up = torch.nn.functional.normalize(rotation[..., :2, 1], dim=-1)
-        side = up[..., 1:] * rotation[..., 0, :] - up[..., :1] * rotation[..., 1, :]
-        outward = (candidates * side[..., None, None, :]).sum(-1)
-        outward[..., :8, :] *= -1
-        outward[..., 1:].masked_fill_(self.contour_rows < 0, -math.inf)
-        best = outward.argmax(-1)  # (..., 17); 0 keeps the landmark itself
-        chosen = self.contour_rows.expand(*batch, -1, -1).gather(-1, (best - 1).clamp(min=0)[..., None])
-        slid = (best > 0)[..., None]
+        chosen, slid = visible_contour(points, vertices, self.contour_rows, rotation)
         vertex = weight.new_tensor([1.0, 0.0, 0.0])
         jaw = torch.where(slid, chosen, index[..., :17, :])
         share = torch.where(slid, vertex, weight[..., :17, :])
@@ -363,34 +333,6 @@ class MorphableModel:
         chosen = torch.zeros(len(self.mean), dtype=torch.bool, device=self.mean.device)
         chosen[self.triangles[self.triangle_region == self.regions.index(name)].ravel()] = True
         return chosen
-
-
-def sample_actions(names: Sequence[str], count: int, generator: torch.Generator) -> Tensor:
-    """Strengths (count, N) in [0, 0.9] of facial actions, one to four at a time.
-
-    Names that differ only by left and right act together in most draws; moving jaw or mouth to both sides at
-    once makes no sense, so those never do.
-    """
-    device = generator.device
-    plain = [re.sub("-?(left|right)", "", name, flags=re.IGNORECASE) for name in names]
-    groups = {name: i for i, name in enumerate(dict.fromkeys(plain))}
-    member = torch.tensor([groups[name] for name in plain], device=device)
-    weight = torch.tensor([3.0 if g.startswith(FREQUENT_ACTIONS) else 1.0 for g in groups], device=device)
-    is_right = torch.tensor(["right" in name.lower() for name in names], device=device)
-    paired = torch.bincount(member, minlength=len(groups))[member] == 2
-    sideways = torch.tensor([g in ("jaw", "mouth") for g in groups], device=device)
-
-    def uniform(columns: int) -> Tensor:
-        return torch.rand((count, columns), generator=generator, device=device)
-
-    # The k largest of u^(1/w) are a weighted draw without replacement (Efraimidis and Spirakis 2006).
-    rank = (uniform(len(groups)) ** (1 / weight)).argsort(-1, descending=True).argsort(-1)
-    active = rank < torch.randint(1, 5, (count, 1), generator=generator, device=device)
-    strength = 0.9 * uniform(len(groups)) * active
-    one_sided = (uniform(len(groups)) < 0.2) | sideways
-    right_only = uniform(len(groups)) < 0.5
-    silent = paired & one_sided[:, member] & (right_only[:, member] != is_right)
-    return strength[:, member].masked_fill(silent, 0.0)
 
 
 def _combine(kind: str, coefficients: Tensor, basis: Tensor) -> Tensor:
