@@ -1,11 +1,51 @@
+import ast
 import math
+import re
+from pathlib import Path
 
+import jupytext
 import pytest
 import torch
 
 from facelab.course import checks
-from facelab.course.checks import Exercise, check, describe, exercises, register
+from facelab.course.checks import Exercise, check, describe, exercises, register, uniform
 from facelab.support.errors import CheckFailedError, FacelabError
+
+MASTERS = sorted((Path(__file__).parents[1] / "notebooks" / "src").glob("[0-9][0-9]_*.py"))
+
+
+def names_in(part):
+    return {node.id for node in ast.walk(part) if isinstance(node, ast.Name)}
+
+
+def statements(master):
+    """What registers a notebook's exercises: its imports, cells down to their last `register`, and those of
+    the notebook's functions that they use."""
+    cells = [ast.parse(c.source).body for c in jupytext.read(master).cells if c.cell_type == "code"]
+    imports = [s for cell in cells for s in cell if isinstance(s, ast.Import | ast.ImportFrom)]
+    functions = {s.name: s for cell in cells for s in cell if isinstance(s, ast.FunctionDef)}
+    asking, answers = [], set()
+    for cell in cells:
+        last = max((i for i, s in enumerate(cell) if "checks.register(" in ast.unparse(s)), default=-1)
+        asking += cell[: last + 1]
+        answers |= {name for s in cell if "checks.check(" in ast.unparse(s) for name in names_in(s)}
+    used, new = {}, answers.union(*map(names_in, asking))
+    while new := new & set(functions) - set(used):
+        used |= {name: functions[name] for name in new}
+        new = set().union(*(names_in(functions[name]) for name in new))
+    return imports + list(used.values()) + [s for s in asking if s not in used.values()]
+
+
+def learn(master):
+    """Register the exercises of a notebook without running it; return them with its own solutions."""
+    scope, before = {}, set(exercises())
+    exec(compile(ast.Module(statements(master), []), master.name, "exec"), scope)
+    asked = re.findall(r'checks\.check\("(.+?)", (\w+)\)', master.read_text())
+    assert [name for name, _ in asked] == [name for name in exercises() if name not in before], master
+    return {name: scope[solution] for name, solution in asked}
+
+
+SOLUTIONS = {name: solution for master in MASTERS for name, solution in learn(master).items()}
 
 # Answers as a learner would write them, with no help from facelab.
 
@@ -63,7 +103,16 @@ ANSWERS = {
     "SH basis": sh_basis,
     "Gauss-Newton step": gauss_newton,
     "PCA of a population": pca,
+    "model-space loss": lambda p, theta, sigma: (sigma * (p - theta)).square().sum(-1),
 }
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_the_notebooks_solutions_are_right(name, capsys):
+    """Each notebook registers what it checks, and nothing else."""
+    for seed in range(3):
+        check(name, SOLUTIONS[name], seed)
+    assert capsys.readouterr().out.startswith(f"✓ {name}")
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -78,12 +127,24 @@ def test_a_float32_answer_and_lists_pass():
     check("PCA of a population", lambda x, k: list(pca(x, k)))
 
 
-@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("name", SOLUTIONS)
 def test_every_listed_mistake_is_recognised(name):
-    for message, wrong in exercises()[name].mistakes.items():
+    """And the right answer is right, whatever the random inputs."""
+    exercise = exercises()[name]
+    for seed in range(3):
+        check(name, exercise.reference, seed=seed)
+    assert exercise.hint and exercise.mistakes and 1 <= exercise.difficulty <= 5
+    for message, wrong in exercise.mistakes.items():
         with pytest.raises(CheckFailedError) as caught:
             check(name, wrong)
         assert message in str(caught.value) and "Hint: " in str(caught.value)
+
+
+def test_random_inputs():
+    drawn = uniform(torch.Generator().manual_seed(0), 500, 2, low=3, high=5)
+    assert drawn.shape == (500, 2) and drawn.dtype == torch.float64
+    assert 3 <= drawn.min() < 3.1 and 4.9 < drawn.max() <= 5
+    assert -1 <= uniform(torch.Generator().manual_seed(0)) <= 1
 
 
 SH = "SH basis"

@@ -2,19 +2,56 @@
 
     check("SH basis", my_function)
 
-prints one line if all is well and raises CheckFailedError otherwise.
+prints one line if all is well and raises CheckFailedError otherwise. A notebook registers its exercises where
+it asks for them: what to write, the right answer in another form, random inputs, and the usual mistakes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from facelab.course.exercises import EXERCISES, Exercise, register
 from facelab.support.errors import CheckFailedError, FacelabError
 
-__all__ = ["Exercise", "check", "describe", "exercises", "register"]
+
+@dataclass(frozen=True, eq=False)
+class Exercise:
+    """One exercise: what to write, how it is judged."""
+
+    name: str
+    task: str
+    """the signature and what to return, with shapes and units"""
+    reference: Callable[..., Any]
+    """the right answer: a tensor or a tuple of tensors"""
+    inputs: Callable[[torch.Generator], tuple[Any, ...]]
+    """random arguments"""
+    difficulty: int
+    """1 (one line) to 5"""
+    minutes: int
+    mistakes: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """what to say to somebody whose answer is that of this wrong function"""
+    canonical: Callable[[Tensor, int], Tensor] = lambda result, position: result
+    """brings answers that are equally right, such as the sign of a basis vector, to one form"""
+    hint: str = ""
+    tolerance: float = 1e-4
+    """of the error over the largest expected value"""
+    rounds: int = 3
+
+
+EXERCISES: dict[str, Exercise] = {}
+
+
+def register(exercise: Exercise) -> Exercise:
+    """Make an exercise known to `check`."""
+    EXERCISES[exercise.name] = exercise
+    return exercise
+
+
+def uniform(generator: torch.Generator, *shape: int, low: float = -1, high: float = 1) -> Tensor:
+    """Random numbers in float64 for an exercise's inputs."""
+    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
 def exercises() -> dict[str, Exercise]:

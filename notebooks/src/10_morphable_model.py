@@ -13,6 +13,7 @@
 
 # %%
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -277,6 +278,56 @@ def pca(population: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 # %%
+def pca_by_covariance(x: Tensor, count: int, centre: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """The same from the covariance matrix, which is small for 18 numbers a person."""
+    mean = x.mean(0)
+    values, columns = torch.linalg.eigh((x - centre * mean).T @ (x - centre * mean) / (len(x) - 1))
+    return mean, columns.T.flip(0)[:count], values.flip(0)[:count].sqrt()
+
+
+def other_sigma(change: Callable[[Tensor, int], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """The decomposition with other standard deviations."""
+    return lambda x, count: (*pca_by_covariance(x, count)[:2], change(pca_by_covariance(x, count)[2], len(x)))
+
+
+def forty_people(generator: torch.Generator) -> tuple[Tensor, int]:
+    """A population of 18 numbers with six modes, and how many are asked for."""
+    mixing = torch.linalg.qr(checks.uniform(generator, 18, 6))[0]
+    spread = torch.tensor([9.0, 6, 4, 2.5, 1.5, 0.3])
+    return 30 + checks.uniform(generator, 40, 6) * spread @ mixing.T, 4
+
+
+def largest_entry_positive(result: Tensor, position: int) -> Tensor:
+    """Basis vectors (the second result) may point either way."""
+    largest = result.gather(-1, result.abs().argmax(-1, keepdim=True))
+    return result * largest.sign() if position == 1 else result
+
+
+checks.register(
+    checks.Exercise(
+        name="PCA of a population",
+        task="f(population (S, D), count) -> mean (D,), basis (count, D) of orthonormal rows, the largest "
+        "variance first, and sigma (count,), the standard deviations along them.",
+        reference=pca_by_covariance,
+        inputs=forty_people,
+        difficulty=2,
+        minutes=10,
+        mistakes={
+            "Subtract the mean before the decomposition.": (
+                lambda x, count: pca_by_covariance(x, count, centre=0.0)
+            ),
+            "Those are variances; sigma is their square root.": other_sigma(lambda s, n: s**2),
+            "Divide by S - 1, not by S: the mean comes from the same data.": other_sigma(
+                lambda s, n: s * (1 - 1 / n) ** 0.5
+            ),
+            "Those are singular values; divide them by sqrt(S - 1).": other_sigma(
+                lambda s, n: s * (n - 1) ** 0.5
+            ),
+        },
+        canonical=largest_entry_positive,
+        hint="torch.linalg.svd of the centred population: Vh holds the basis, sigma = S / sqrt(n - 1).",
+    )
+)
 checks.check("PCA of a population", pca)
 
 # %%

@@ -14,11 +14,13 @@
 
 # %%
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 import trimesh
 from torch import Tensor
 
@@ -135,6 +137,41 @@ def barycentric(point: Tensor, triangle: Tensor) -> Tensor:
 
 
 # %%
+def weights_by_solving(points: Tensor, triangle: Tensor) -> Tensor:
+    """Two equations for the point and one for the sum, solved."""
+    corners = torch.cat([triangle.mT, torch.ones_like(triangle[..., :1, :1]).expand(1, 3)], -2)
+    return torch.linalg.solve(corners, F.pad(points, (0, 1), value=1.0).mT).mT
+
+
+def points_and_triangle(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """30 points and a triangle in a picture of 100×100."""
+    triangle = torch.tensor([[10.0, 80], [20, 15], [90, 40]])
+    triangle = triangle + checks.uniform(generator, 3, 2, low=-9, high=9)
+    return checks.uniform(generator, 30, 2, low=0, high=100), triangle
+
+
+checks.register(
+    checks.Exercise(
+        name="barycentric coordinates",
+        task="f(points (..., 2), triangle (3, 2)) -> (..., 3): weights w of sum 1 with w @ triangle = point.",
+        reference=weights_by_solving,
+        inputs=points_and_triangle,
+        difficulty=1,
+        minutes=5,
+        mistakes={
+            "The weights belong to other corners: w_0 is 1 at corner 0.": (
+                lambda p, t: weights_by_solving(p, t.roll(1, 0))
+            ),
+            "The weights belong to other corners; w_0 is 1 at corner 0.": (
+                lambda p, t: weights_by_solving(p, t.roll(-1, 0))
+            ),
+            "Do not clip: outside the triangle a weight is negative.": (
+                lambda p, t: weights_by_solving(p, t).clamp(min=0)
+            ),
+        },
+        hint="w_0 is the signed area of (point, corner 1, corner 2) over that of the triangle.",
+    )
+)
 checks.check("barycentric coordinates", barycentric)
 
 # %% [markdown]
@@ -230,6 +267,58 @@ def zbuffer(screen: Tensor, triangles: Tensor, height: int, width: int) -> tuple
 
 
 # %%
+def drawn_by_facelab(screen: Tensor, triangles: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """What the library's rasterizer says."""
+    face_index = rasterize(screen, triangles, height, width, backend="torch")
+    _, depth = interpolate(screen, triangles, face_index, screen[:, :1])
+    return face_index, torch.where(face_index < 0, torch.inf, depth[0])
+
+
+def one_before_the_other(generator: torch.Generator) -> tuple[Tensor, Tensor, int, int]:
+    """Two overlapping triangles that face the camera, one wholly before the other."""
+    xy = torch.tensor([[5.0, 35], [36, 30], [14, 4], [4, 8], [20, 36], [34, 6]])
+    near, far = (checks.uniform(generator, 3, 1, low=z, high=z + 40) for z in (500, 560))
+    swap = torch.rand((), generator=generator) < 0.5
+    depth = torch.cat([far, near] if swap else [near, far])
+    moved = torch.cat([xy + checks.uniform(generator, 6, 2, low=-3, high=3), depth], -1)
+    return moved, torch.tensor([[0, 1, 2], [3, 4, 5]]), 40, 44
+
+
+def with_depth(change: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """The z-buffer of a mesh whose depths decide differently."""
+    return lambda s, *rest: drawn_by_facelab(torch.cat([s[:, :2], change(s[:, 2:])], -1), *rest)
+
+
+checks.register(
+    checks.Exercise(
+        name="z-buffer of two triangles",
+        task="f(screen (V, 3), triangles (T, 3), height, width) -> face index (H, W) int64, the number of "
+        "the nearest triangle at the pixel's centre, -1 for none; and its depth (H, W), infinite for none.",
+        reference=drawn_by_facelab,
+        inputs=one_before_the_other,
+        difficulty=3,
+        minutes=15,
+        mistakes={
+            "The farthest triangle is kept: depth grows away from the camera.": with_depth(
+                lambda z: 2000 - z
+            ),
+            "The triangle drawn last wins: compare depths before you overwrite.": with_depth(
+                lambda z: torch.linspace(900, 500, len(z)).to(z)[:, None]
+            ),
+            "The triangle drawn first wins: compare depths.": with_depth(
+                lambda z: torch.linspace(500, 900, len(z)).to(z)[:, None]
+            ),
+            "Pixel (0, 0) has its centre at (0.5, 0.5), not at (0, 0).": (
+                lambda s, *rest: drawn_by_facelab(s + s.new_tensor([0.5, 0.5, 0]), *rest)
+            ),
+            "The background is -1.": (
+                lambda *a: (drawn_by_facelab(*a)[0].clamp(min=0), drawn_by_facelab(*a)[1])
+            ),
+        },
+        hint="A pixel is inside where all barycentric weights are >= 0; the reciprocal of depth is linear.",
+        rounds=4,
+    )
+)
 checks.check("z-buffer of two triangles", zbuffer)
 
 # %% [markdown]

@@ -21,6 +21,7 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 from IPython.display import display
 from PIL import Image
 from skimage.color import xyz2lab
@@ -32,6 +33,7 @@ from facelab.course.viewer import ParameterSliders
 from facelab.evaluation.metrics import geometry_rmse_mm, photometric_rmse
 from facelab.geometry.camera import PerspectiveCamera, WeakPerspectiveCamera
 from facelab.geometry.mesh import normalise, vertex_normals
+from facelab.geometry.rotations import euler_to_matrix
 from facelab.model.layout import ParameterLayout
 from facelab.model.morphable_model import MorphableModel
 from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
@@ -213,6 +215,48 @@ def project(
 
 
 # %%
+def seen_by_camera(
+    points: Tensor, rotation: Tensor, translation: Tensor, focal: Tensor, principal: Tensor
+) -> Tensor:
+    """What the library's camera says."""
+    return PerspectiveCamera(rotation, translation, focal, principal).project(points)
+
+
+def points_and_camera(generator: torch.Generator) -> tuple[Tensor, ...]:
+    """20 points and a camera some 600 mm away."""
+    rotation = euler_to_matrix(checks.uniform(generator, 3))
+    translation = torch.tensor([0.0, 0, -600]) + checks.uniform(generator, 3, low=-50, high=50)
+    focal = checks.uniform(generator, low=300, high=900)
+    principal = checks.uniform(generator, 2, low=100, high=140)
+    return checks.uniform(generator, 20, 3, low=-100, high=100), rotation, translation, focal, principal
+
+
+checks.register(
+    checks.Exercise(
+        name="project points with a perspective camera",
+        task="f(points (N, 3), rotation (3, 3), translation (3,), focal (), principal (2,)) -> (N, 3): "
+        "x and y in pixels and depth in mm; the camera looks along -z.",
+        reference=seen_by_camera,
+        inputs=points_and_camera,
+        difficulty=1,
+        minutes=5,
+        mistakes={
+            "The rotation is the wrong way round: x_camera = R x, so rows of points need `points @ R.T`.": (
+                lambda x, r, *rest: seen_by_camera(x, r.T, *rest)
+            ),
+            "y runs down on the screen but up in camera space: y = c_y - f Y / depth.": (
+                lambda *a: seen_by_camera(*a) * torch.tensor([1, -1, 1]) + 2 * F.pad(a[4][1:], (1, 1))
+            ),
+            "Depth is -Z, positive in front of the camera.": (
+                lambda x, r, t, f, c: 2 * F.pad(c, (0, 1)) - seen_by_camera(x, r, t, f, c)
+            ),
+            "Add the principal point: the optical axis does not meet the picture at (0, 0).": (
+                lambda x, r, t, f, c: seen_by_camera(x, r, t, f, 0 * c)
+            ),
+        },
+        hint="docs/conventions.md has the axes; similar triangles give x = c_x + f X / depth.",
+    )
+)
 checks.check("project points with a perspective camera", project)
 ours = project(face, turned.rotation, turned.translation, turned.focal, turned.principal)
 assert torch.allclose(ours, turned.project(face), atol=1e-3)
@@ -348,6 +392,23 @@ def harmonics(normals: Tensor) -> Tensor:
 
 
 # %%
+SH_NORMS = [math.sqrt(k / (16 * math.pi)) for k in (4, 12, 12, 12, 60, 60, 5, 60, 15)]
+checks.register(
+    checks.Exercise(
+        name="SH basis",
+        task="f(normals (N, 3)) -> (N, 9): real spherical harmonics of unit normals, in the order "
+        "1, y, z, x, xy, yz, 3z²-1, xz, x²-y².",
+        reference=sh_basis,
+        inputs=lambda generator: (normalise(checks.uniform(generator, 40, 3)),),
+        difficulty=1,
+        minutes=5,
+        mistakes={
+            "The constants are missing.": lambda n: sh_basis(n) / n.new_tensor(SH_NORMS),
+            "The first order is y, z, x, not x, y, z.": lambda n: sh_basis(n)[:, [0, 3, 1, 2, 4, 5, 6, 7, 8]],
+        },
+        hint="The constants are sqrt(1/4π), sqrt(3/4π), sqrt(15/4π), sqrt(5/16π) and sqrt(15/16π).",
+    )
+)
 checks.check("SH basis", harmonics)
 
 

@@ -248,6 +248,27 @@ def gauss_newton_step(residuals: Tensor, jacobian: Tensor) -> Tensor:
 
 
 # %%
+def least_squares_step(residuals: Tensor, jacobian: Tensor) -> Tensor:
+    """The same without the normal equations."""
+    return -torch.linalg.lstsq(jacobian, residuals[:, None]).solution[:, 0]
+
+
+checks.register(
+    checks.Exercise(
+        name="Gauss-Newton step",
+        task="f(residuals (M,), jacobian (M, P)) -> (P,): the step δ that minimises |r + J δ|².",
+        reference=least_squares_step,
+        inputs=lambda g: (checks.uniform(g, 30), checks.uniform(g, 30, 6)),
+        difficulty=2,
+        minutes=10,
+        mistakes={
+            "The step goes uphill: δ = -(JᵀJ)⁻¹ Jᵀ r.": lambda r, j: -least_squares_step(r, j),
+            "That is -Jᵀr, steepest descent; solve (JᵀJ) δ = -Jᵀr.": lambda r, j: -j.T @ r,
+            "That is the gradient Jᵀr; solve (JᵀJ) δ = -Jᵀr.": lambda r, j: j.T @ r,
+        },
+        hint="Set the derivative of |r + J δ|² to zero, and use torch.linalg.solve.",
+    )
+)
 checks.check("Gauss-Newton step", gauss_newton_step)
 
 # %% [markdown]

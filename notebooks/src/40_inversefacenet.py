@@ -333,7 +333,35 @@ plt.show()
 #
 # **Exercise 1.** Write the loss. The check compares it with the matrix form.
 
+
 # %%
+def loss_by_matrix(predicted: Tensor, theta: Tensor, sigma: Tensor) -> Tensor:
+    """Eqs. 6 and 7 as they are printed."""
+    matrix = torch.diag(sigma).T @ torch.diag(sigma)
+    return torch.einsum("bi,ij,bj->b", predicted - theta, matrix, predicted - theta)
+
+
+checks.register(
+    checks.Exercise(
+        name="model-space loss",
+        task="f(predicted (B, P), theta (B, P), sigma (P,)) -> (B,): (p - θ)ᵀ ΣᵀΣ (p - θ), Σ = diag(sigma).",
+        reference=loss_by_matrix,
+        inputs=lambda g: (*checks.uniform(g, 2, 5, 7), checks.uniform(g, 7, low=0.1, high=3.0)),
+        difficulty=1,
+        minutes=5,
+        mistakes={
+            "Sigma is squared, too: it stands on both sides of A = ΣᵀΣ.": (
+                lambda p, t, s: loss_by_matrix(p, t, s.sqrt())
+            ),
+            "That is the plain l2 loss; weight the difference with sigma.": (
+                lambda p, t, s: loss_by_matrix(p, t, torch.ones_like(s))
+            ),
+            "Sum over the parameters, do not average.": lambda p, t, s: loss_by_matrix(p, t, s) / len(s),
+            "That is its root; the loss is squared.": lambda p, t, s: loss_by_matrix(p, t, s).sqrt(),
+        },
+        hint="Weight the difference first, then square and sum.",
+    )
+)
 print(checks.describe("model-space loss"))
 
 

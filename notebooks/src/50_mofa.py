@@ -268,7 +268,7 @@ checks.register(
         minutes=10,
         mistakes={
             "Pixel centres are at halves: subtract 0.5 first.": lambda im, p: _bilinear(im, p + 0.5),
-            "x is the column and y the row.": lambda im, p: _bilinear(im.mT, p.flip(-1)),
+            "x is the column and y the row.": lambda im, p: _bilinear(im, p.flip(-1)),
         },
         hint="torch.nn.functional.grid_sample wants coordinates from -1 to 1: 2 x / W - 1, with "
         'align_corners=False and padding_mode="border".',
