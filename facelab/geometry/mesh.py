@@ -58,15 +58,20 @@ def triangle_normals(vertices: Tensor, triangles: Tensor) -> Tensor:
     return normalise(areas.mT).reshape(*vertices.shape[:-2], len(triangles), 3)
 
 
+def vertex_areas(vertices: Tensor, triangles: Tensor) -> Tensor:
+    """Outward normals at the vertices `(..., V, 3)`, as long as twice the area of the triangles around."""
+    batch = vertices.reshape(-1, *vertices.shape[-2:])
+    areas = _area_vectors(batch, triangles).reshape(-1, len(triangles))  # (B*3, T)
+    total = areas.new_zeros(areas.shape[0], vertices.shape[-2])
+    for k in range(3):
+        total = total.index_add(1, triangles[:, k], areas)
+    return total.view(len(batch), 3, -1).mT.reshape(vertices.shape)
+
+
 def vertex_normals(vertices: Tensor, triangles: Tensor) -> Tensor:
     """Outward unit normals at the vertices `(..., V, 3)` -> `(..., V, 3)`, triangles weighted by their area.
 
     A vertex whose triangles have no area, or that is in no triangle, gets the zero vector. Indices are not
     checked here, see :func:`check_triangles`.
     """
-    batch = vertices.reshape(-1, *vertices.shape[-2:])
-    areas = _area_vectors(batch, triangles).reshape(-1, len(triangles))  # (B*3, T)
-    total = areas.new_zeros(areas.shape[0], vertices.shape[-2])
-    for k in range(3):
-        total = total.index_add(1, triangles[:, k], areas)
-    return normalise(total.view(len(batch), 3, -1).mT).reshape(vertices.shape)
+    return normalise(vertex_areas(vertices, triangles))

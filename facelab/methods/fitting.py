@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from facelab import losses
 from facelab.geometry.camera import PerspectiveCamera
 from facelab.methods.energy import (
     Problem,
@@ -301,9 +302,9 @@ def fit_adam(image: Tensor, landmarks: Tensor, start: Fit, steps: int = 150, rat
             independent_observations(sigma_c, settings) / sigma_c**2 * colours
             + ((fit.landmarks() - landmarks) / sigma).square().sum()
             + (rows.to(step) @ estimate.light.flatten() - target.to(step)).square().sum()
-            + estimate.identity.square().sum()
-            + estimate.albedo.square().sum()
-            + estimate.expression.square().sum()
+            + losses.prior(estimate.identity)
+            + losses.prior(estimate.albedo)
+            + losses.prior(estimate.expression)
         )
         adam.zero_grad()
         energy.backward()

@@ -49,7 +49,6 @@ UNITS = {"shape": 1.0, "expression": 1.0, "reflectance": 1.0,
 """What an output of 1 of the network means: about one standard deviation."""
 
 Z = LAYOUT.slice("translation").stop - 1  # the z-translation, which has a learning rate of its own
-AMBIENT = LAYOUT.slice("light").start  # and the two after it: the ambient light's red, green and blue
 AMBIENT_OFFSET = 0.7
 FOCAL = 3.5  # in picture widths, fixed: a head crop taken from about 0.9 m
 FRONTAL = 0.3  # least z of the average face's normals: with the sides of the head, faces learn to look away

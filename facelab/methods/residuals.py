@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from facelab.geometry.camera import PerspectiveCamera
-from facelab.geometry.mesh import vertex_normals
+from facelab.geometry.mesh import vertex_areas, vertex_normals
 from facelab.model.layout import ParameterLayout
 from facelab.model.morphable_model import MorphableModel
 from facelab.rendering.colour import linear_to_srgb
@@ -210,7 +210,7 @@ class VertexBases:
             column, row = screen[:, :2].long().unbind(-1)
             kept = inside[0, row, column]
             seen, screen = seen[kept], screen[kept]
-        raw = _raw_normals(vertices, model.triangles)[seen]
+        raw = vertex_areas(vertices, model.triangles)[seen]
         length = raw.norm(dim=-1).clamp(min=1e-12)
         model_normal = raw / length[:, None]
         normal = model_normal @ rotation.T
@@ -242,16 +242,6 @@ class VertexBases:
         light = torch.einsum("nc,nb,cd->ncbd", slope * diffuse, basis, torch.eye(3).to(basis))
         full[..., self.layout.slice("light")] = light.flatten(2)
         return residual, full.masked_fill_(beyond[..., None], 0.0), weight
-
-
-def _raw_normals(vertices: Tensor, triangles: Tensor) -> Tensor:
-    """Vertex normals whose length is twice the area around: (V, 3)."""
-    a, b, c = vertices[triangles].unbind(1)
-    cross = torch.linalg.cross(b - a, c - a)
-    total = torch.zeros_like(vertices)
-    for corner in range(3):
-        total.index_add_(0, triangles[:, corner], cross)
-    return total
 
 
 def _sample(image: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
