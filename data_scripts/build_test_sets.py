@@ -54,7 +54,7 @@ from facelab.synthetic.augmentation import (
 
 Floats = NDArray[np.floating]
 
-VERSION = "1"
+VERSION = "2"
 SETS = {"outside": (120, 9_000_000_001), "path_traced": (48, 9_000_000_002)}  # faces, seed
 SIZE = 240
 SAMPLES = 3  # per pixel and axis, for outside

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from build_face_model import FLIP, PEOPLE, SEED, draw_maps, refine
-from face_cage import Cage, crop_face
+from build_face_model import PEOPLE, SEED, draw_maps
+from cage_calipers import CageCalipers, place_on_cage
+from face_cage import Cage
+from face_landmarks import refine
 from face_painter import Painter
 from makehuman import (
     CATEGORIES,
@@ -25,9 +27,9 @@ from makehuman import (
     read_expressions,
     read_mask,
     read_target,
-    sample_population,
 )
 from numpy.typing import NDArray
+from population import reference_cage, sample_people
 from scipy.ndimage import distance_transform_edt, zoom
 from scipy.spatial import KDTree
 from skin import _hair_colour, sample_skin
@@ -70,25 +72,28 @@ def person_groups(ancestry: Floats, gender: float, age: float) -> dict[str, str]
     }
 
 
-def model_cage(base: BaseMesh) -> Cage:
-    """The cage that build_face_model.py cut out of the wheel's mesh; fails if the shipped one differs."""
+def model_cage(base: BaseMesh) -> tuple[Cage, Floats]:
+    """The cage that build_face_model.py cut out of the wheel's mesh, and the face (V, 3) on which it laid out
+    skins and landmarks; fails if the shipped cage differs."""
     head = np.unique(base.quads[base.part != "other"])
-    people = sample_population(base, head, PEOPLE, np.random.default_rng(SEED))
-    mean = base.vertices.copy()
-    mean[head] = people.shapes.mean(0)
-    cage = crop_face(base, 0.5 * (mean + mean[base.mirror] * FLIP), read_mask("lips"))
+    cage, reference = reference_cage(base, head, PEOPLE, SEED)
     shipped = read_checked(DEFAULT_MODEL, must_have_digest=True)[0]["quads"].numpy()
     if not np.array_equal(cage.quads, shipped):
         raise SystemExit("The shipped face model was built from another cage: build it again first.")
-    return cage
+    return cage, reference
 
 
-def sample_people(base: BaseMesh, chosen: Ints, count: int, rng: np.random.Generator) -> Population:
-    """`count` adults, raw: the population's sliders drawn anew, `UNSEEN` ones, uneven halves and `MARKS`.
+def sample_raw_people(
+    base: BaseMesh, cage: Cage, calipers: CageCalipers, chosen: Ints, count: int, rng: np.random.Generator
+) -> Population:
+    """`count` adults, raw: the population drawn anew, `UNSEEN` sliders, uneven halves and `MARKS`.
 
-    In an order in which origins, sexes and ages take turns, so that the first few stand for all.
+    `chosen` are the base mesh's vertices that are wanted, the cage's among them. In an order in which origins,
+    sexes and ages take turns, so that the first few stand for all.
     """
-    many = sample_population(base, chosen, 6 * count, rng)
+    needed = np.union1d(chosen, base.quads[base.part != "other"])
+    many = sample_people(base, needed, cage, calipers, 6 * count, rng)
+    many.shapes = many.shapes[:, np.searchsorted(needed, chosen)]
     cells: dict[str, list[int]] = {}
     for i in rng.permutation(len(many.age)).tolist():
         who = person_groups(many.ancestry[i], float(many.gender[i]), float(many.age[i]))
@@ -154,8 +159,8 @@ class Busts:
 
     def __init__(self, count: int, seed: int, painted_shadow: float = 0.0) -> None:
         self.seed, base = seed, read_base_mesh()
-        cage, self.model = model_cage(base), MorphableModel.load(None, 1)
-        self.cage = cage
+        cage, reference = model_cage(base)
+        self.cage, self.model = cage, MorphableModel.load(None, 1)
         self.mean = MorphableModel.load(None, 0).mean.numpy()
         self.nose = self.mean[cage.nose_tip]
         self.faces = len(self.model.mean)
@@ -174,15 +179,16 @@ class Busts:
         skin = np.unique(cage.quads[cage.region <= 1])
         self.front = skin[np.linalg.norm(self.mean[skin] - self.nose, axis=1) < 95]
 
-        self.people = sample_people(base, self.chosen, count, np.random.default_rng(seed))
+        calipers, rng = place_on_cage(cage, reference), np.random.default_rng(seed)
+        self.people = sample_raw_people(base, cage, calipers, self.chosen, count, rng)
         cage.lower_teeth(self.people.shapes[:, : self.split])
         self.actions = read_expressions(self.chosen)
-        self._prepare_paint(cage, painted_shadow)
+        self._prepare_paint(cage, reference, painted_shadow)
         self._prepare_rest(base, kept, quads.reshape(-1, 4))
 
-    def _prepare_paint(self, cage: Cage, painted_shadow: float) -> None:
+    def _prepare_paint(self, cage: Cage, reference: Floats, painted_shadow: float) -> None:
         levels, uv, uv_triangles = refine(cage, self.mean)
-        maps = draw_maps(levels[-1], cage.nose_tip, uv, uv_triangles, MAP)
+        maps = draw_maps(refine(cage, reference)[0][-1], cage.nose_tip, uv, uv_triangles, MAP)
         self.painter = Painter(levels[-1], uv, uv_triangles, maps, self.people, self.seed)
         eyes = [(*eye[:3], 0.95 + painted_shadow * (eye[3] - 0.95)) for eye in self.painter.eyes]
         self.painter.eyes = eyes

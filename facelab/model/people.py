@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SAMPLE_NOISE = 0.3  # share of normal noise in a sampled person's coefficients
+# Share of normal noise in a sampled person's coefficients; more of it stains dark skins.
+IDENTITY_NOISE, ALBEDO_NOISE = 0.3, 0.1
 # Actions that people show often; others are drawn a third as often.
 FREQUENT_ACTIONS = ("jawOpen", "mouthSmile", "mouth-corner", "mouth-part", "mouthPucker", "mouthFunnel",
                     "browInnerUp", "browDown", "eyeBlink", "cheekSquint")  # fmt: skip
@@ -28,12 +29,11 @@ def draw_people(
     """
     identity, albedo = (_normal(count, size, generator) for size in sizes)
     if len(identities):
-        kept = math.sqrt(1 - SAMPLE_NOISE**2)
         who = torch.randint(len(identities), (count,), generator=generator, device=generator.device)
         who = who.to(identities.device)
-        identity = kept * identities[who] + SAMPLE_NOISE * identity.to(identities)
+        identity = _mixed(identities[who], identity, IDENTITY_NOISE)
         if len(albedos):
-            albedo = kept * albedos[who] + SAMPLE_NOISE * albedo.to(albedos)
+            albedo = _mixed(albedos[who], albedo, ALBEDO_NOISE)
     return identity, albedo
 
 
@@ -44,6 +44,11 @@ def draw_expressions(
     if not len(actions):
         return _normal(count, size, generator)
     return sample_actions(names, count, generator).to(actions) @ actions
+
+
+def _mixed(coefficients: Tensor, noise: Tensor, share: float) -> Tensor:
+    """Coefficients with a share of noise; both, and so the mixture, of variance 1."""
+    return math.sqrt(1 - share**2) * coefficients + share * noise.to(coefficients)
 
 
 def _normal(count: int, size: int, generator: torch.Generator) -> Tensor:
