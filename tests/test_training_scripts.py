@@ -56,18 +56,9 @@ def small_inversefacenet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_inversefacenet_is_bred_and_a_kill_changes_nothing(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("--row", "crossed", "--targets", photographs, "portrait:16", "--device", "cpu")
+    arguments = ("--row", "breeding", "--targets", photographs, "portrait:16", "--device", "cpu")
     places = {name: ("--folder", tmp_path / name, "--pictures", tmp_path / "pictures") for name in "ab"}
-    crossings: list[bool] = []
-    breed = train_inversefacenet.breed
-
-    def watched(*values: Any, **options: Any) -> torch.Tensor:
-        crossings.append(options.get("cross", values[-1]))
-        return breed(*values, **options)
-
-    with monkeypatch.context() as patch, pytest.warns(UserWarning, match=r"Left out: .*broken\.jpg"):
-        patch.setattr(train_inversefacenet, "breed", watched)
-        run(train_inversefacenet, *arguments, *places["a"])
+    run(train_inversefacenet, *arguments, *places["a"])
 
     steps, loss = iter(range(100)), train_inversefacenet.parameter_loss
 
@@ -79,7 +70,7 @@ def test_inversefacenet_is_bred_and_a_kill_changes_nothing(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train_inversefacenet, "parameter_loss", killed)
         run(train_inversefacenet, *arguments, *places["b"])
-    assert not (tmp_path / "b" / "crossed.safetensors").exists()
+    assert not (tmp_path / "b" / "breeding.safetensors").exists()
     after = []
 
     def counted(*values: torch.Tensor) -> torch.Tensor:
@@ -91,18 +82,14 @@ def test_inversefacenet_is_bred_and_a_kill_changes_nothing(
         run(train_inversefacenet, *arguments, *places["b"])
     assert len(after) == 4  # it went on from step 6, the last that was saved
 
-    one, two = (load_file(tmp_path / name / "crossed.safetensors") for name in "ab")
+    one, two = (load_file(tmp_path / name / "breeding.safetensors") for name in "ab")
     assert all(torch.equal(one[name], two[name]) for name in one)
     targets = load_file(tmp_path / "pictures" / "targets.safetensors")["images"]
     assert 2 < len(targets) <= 18  # the photographs with a face; dlib misses some renders
-    card = json.loads((tmp_path / "a" / "crossed.json").read_text())
+    card = json.loads((tmp_path / "a" / "breeding.json").read_text())
     assert card["presentations"] == 40 and set(card["breeding"]) == {"initial corpus", "step 1", "step 2"}
-    assert card["by_heart_mm"].keys() == {"one parent", "many parents"}
-    assert all(1 < millimetres < 30 for millimetres in card["by_heart_mm"].values())
-    assert len(set(card["by_heart_mm"].values())) == 2  # other children
-    assert crossings == [True, True, False, True]  # two breeding steps, then `by_heart` both ways
     assert "non-commercial" in card["landmarks"]
-    said = InverseFaceNet.load(tmp_path / "a" / "crossed.safetensors").reconstruct(
+    said = InverseFaceNet.load(tmp_path / "a" / "breeding.safetensors").reconstruct(
         load_photo(photographs / "a.png")
     )
     assert bool(torch.isfinite(said.mesh.vertices).all())
@@ -116,7 +103,7 @@ def test_inversefacenet_is_bred_with_people_of_the_model(
     breed = train_inversefacenet.breed
 
     def watched(*values: Any, **options: Any) -> torch.Tensor:
-        assert options["people"] and not options["cross"] and not options["widen"]
+        assert options["people"]
         errors.append(options["errors"])
         return breed(*values, **options)
 
@@ -127,8 +114,6 @@ def test_inversefacenet_is_bred_with_people_of_the_model(
     assert not torch.equal(*errors)  # each time of the network and the pictures of then
     card = json.loads((tmp_path / "people.json").read_text())
     assert card["row"] == "people" and set(card["breeding"]) == {"initial corpus", "step 1", "step 2"}
-    assert "by_heart_mm" not in card
-
     corpora = {}
     for row in ("plain", "unbred"):  # what it is compared with: the same people, nobody's pose and light
         run(train_inversefacenet, "--row", row, "--only", "corpus", *places)
@@ -158,23 +143,6 @@ def test_pictures_made_for_something_else_are_refused(
         with monkeypatch.context() as patch, pytest.raises(ParameterError, match="this training wants"):
             patch.setitem(train_inversefacenet.PRESETS, "cpu", changed)
             run(train_inversefacenet, *corpus)
-
-
-@pytest.mark.usefixtures("small_inversefacenet")
-def test_inversefacenet_goes_on_from_a_row_for_other_steps(tmp_path: Path) -> None:
-    places = ("--folder", tmp_path, "--pictures", tmp_path / "pictures", "--device", "cpu", "--steps", 5)
-    run(train_inversefacenet, "--row", "plain", *places)
-    before = load_file(tmp_path / "plain.safetensors")
-    run(
-        train_inversefacenet, "--row", "model_space", "--start", tmp_path / "plain.safetensors", *places,
-        "--seed", 2,
-    )  # fmt: skip
-    after = load_file(tmp_path / "model_space.safetensors")
-    card = json.loads((tmp_path / "model_space.json").read_text())
-    assert card["start"] == "plain.safetensors" and card["presentations"] == 20 and card["targets"] is None
-    name = "network.features.0.weight"
-    change = (after[name] - before[name]).float().norm() / before[name].float().norm()
-    assert 0 < change < 0.2  # of random weights it would be 1.4
 
 
 @pytest.mark.usefixtures("small_inversefacenet")
@@ -247,25 +215,52 @@ def test_mofa_on_renders_and_then_on_photographs(photographs: Path, tmp_path: Pa
     errors = 0.01 * torch.randn(8, 68, 2, generator=torch.Generator().manual_seed(0))
     save_file({"errors": errors}, corpus / "detector_errors.safetensors")  # saves the detector a minute
     options = ("--preset", "tiny", "--every", 3, "--device", "cpu")
-    run(train_mofa, corpus, surrogate, *options, "--pictures", 48)
-    assert json.loads((surrogate / "mofa.json").read_text())["corpus"] == 48  # not the preset's 32
+    run(train_mofa, corpus, surrogate, *options)
     curves = json.loads((surrogate / "curves.json").read_text())
     assert [point["step"] for point in curves] == [0, 3, 6]
     assert curves[-1]["landmarks_px"] < curves[0]["landmarks_px"]
 
-    run(train_mofa, photographs, photos, "--photos", "--start", surrogate / "mofa.safetensors", *options)
+    mixed = ("--photos", photographs, "--start", surrogate / "mofa.safetensors", *options)
+    run(train_mofa, corpus, photos, *mixed)
     with pytest.raises(SystemExit):  # what saw whole pictures is not shown their middle
         run(
             train_mofa, corpus, tmp_path / "other", "--start", surrogate / "mofa.safetensors",
             "--preset", "shipped", "--kind", "small", "--device", "cpu",
         )  # fmt: skip
     card = json.loads((photos / "mofa.json").read_text())
-    assert card["pictures"] == "photographs" and card["corpus"] == 2 and card["surrogate"]
-    assert not (photographs / "facelab_landmarks.jsonl").exists()  # a folder may be read-only
+    assert card["photographs"] == 2 and card["corpus"] == 32 and card["surrogate"]
+    assert list(photographs.glob("*.jsonl")) == []  # a folder may be read-only
     first = json.loads((photos / "curves.json").read_text())[0]
     assert first["geometry_mm"] == pytest.approx(curves[-1]["geometry_mm"], abs=0.05)  # 16-bit weights
     said = MoFA.load(photos / "mofa.safetensors").reconstruct(load_photo(photographs / "a.png"))
     assert bool(torch.isfinite(said.mesh.vertices).all())
+
+
+@collapsed
+@pytest.mark.usefixtures("small_mofa")
+def test_a_kill_changes_nothing_of_mofa_on_photographs(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    save_file({"errors": torch.zeros(2, 68, 2)}, corpus / "detector_errors.safetensors")
+    options = ("--preset", "tiny", "--photos", photographs, "--faces", tmp_path / "faces.safetensors")
+    steps, terms = iter(range(100)), train_mofa.loss_terms
+
+    def killed(*values: Any) -> dict[str, torch.Tensor]:
+        if next(steps) == 5:
+            raise KeyboardInterrupt
+        return terms(*values)
+
+    make = train_mofa.Run
+    monkeypatch.setattr(train_mofa, "Run", lambda *values, **more: make(*values, **more | {"every": 2}))
+    run(train_mofa, corpus, tmp_path / "a", *options, "--device", "cpu")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_mofa, "loss_terms", killed)
+        run(train_mofa, corpus, tmp_path / "b", *options, "--device", "cpu")
+    run(train_mofa, corpus, tmp_path / "b", *options, "--device", "cpu")
+    one, two = (load_file(tmp_path / name / "mofa.safetensors") for name in "ab")
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @collapsed

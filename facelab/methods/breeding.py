@@ -33,7 +33,6 @@ from facelab.synthetic.augmentation import (
 NOISE = {"rotation": 5.0, "shape": 0.05, "expression": 0.1, "reflectance": 0.2, "light": 0.02}
 OCCLUDED = 0.15  # each of three kinds
 FLAWS = Degradations(probability=0.3)
-POPULATION = ("shape", "reflectance")  # with independent components of variance 1 in the model
 
 
 # --- a corpus (Sec. 5) --------------------------------------------------------------------------------------
@@ -125,31 +124,21 @@ def breed(
     theta: Tensor,
     generator: torch.Generator,
     copies: int = 2,
-    widen: bool = False,
-    cross: bool = False,
     people: bool = False,
     errors: Tensor | None = None,
 ) -> Tensor:
     """Step 2 of Algorithm 1: `copies` perturbed vectors of each (B, layout.size) -> (copies * B, ...).
 
     The printed noise: U(-5°, 5°) on the angles, N(0, s) on the rest, s taken as a standard deviation.
-    `widen` (ours): a network that is unsure says the mean, so its estimates vary less than people do, and a
-    corpus bred of them less and less. Shape and reflectance of a population have variance 1 in the model's
-    units: what the estimates' variance lacks is added as noise.
-    `cross` (ours): few targets a network learns by heart, a person's shape by the light and the pose in which
-    that person stood. So children have many parents: pose, light and expression come from one target each,
-    and every component of shape and reflectance from another.
     `people` (ours): estimates say little of what a network has not learned to see: of most expressions
-    nothing, and that skin and shape go together is lost by crossing. So who stands there, with what face, is
-    drawn from the model (`MorphableModel.sample`); pose and light come from one target each.
+    nothing, and their shapes vary far less than people's. So who stands there, with what face, is drawn from
+    the model (`MorphableModel.sample`); pose and light come from one target each.
     `errors` (N, 27) (ours): of the light, truth minus estimate on pictures whose truth is known. A random one
     instead of the printed noise makes a corpus cover every light that the network takes for the same.
     """
     parts = DISTRIBUTION.layout(model).split(theta.repeat(copies, 1))
     if people:
-        parts = {name: _shuffled(part, generator, False) for name, part in parts.items()}
-    elif cross:
-        parts = {name: _shuffled(part, generator, name in POPULATION) for name, part in parts.items()}
+        parts = {name: _shuffled(part, generator) for name, part in parts.items()}
     bred = {}
     for name, part in parts.items():
         if name == "rotation":
@@ -159,10 +148,7 @@ def breed(
         if name == "light" and errors is not None:
             bred[name] = part + errors[torch.randint(len(errors), (len(part),), generator=generator)].to(part)
             continue
-        size = torch.full_like(part[0], NOISE[name])
-        if widen and name in POPULATION:
-            size = (1 - part.var(0, correction=0)).clamp(min=NOISE[name] ** 2).sqrt()
-        bred[name] = part + size * torch.randn(part.shape, generator=generator).to(part)
+        bred[name] = part + NOISE[name] * torch.randn(part.shape, generator=generator).to(part)
     if people:
         bred |= population(model, len(bred["light"]), generator)
     return clamp_parameters(model, DISTRIBUTION.layout(model).join(bred))
@@ -179,7 +165,6 @@ def population(model: MorphableModel, count: int, generator: torch.Generator) ->
     }
 
 
-def _shuffled(part: Tensor, generator: torch.Generator, alone: bool) -> Tensor:
-    """Rows (N, C) in another order; `alone`: every column in an order of its own."""
-    drawn = torch.rand(part.shape if alone else (len(part), 1), generator=generator)
-    return part.gather(0, drawn.argsort(0).expand_as(part).to(part.device))
+def _shuffled(part: Tensor, generator: torch.Generator) -> Tensor:
+    """Rows (N, C) in another order."""
+    return part[torch.rand(len(part), generator=generator).argsort().to(part.device)]

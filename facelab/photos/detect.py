@@ -105,7 +105,7 @@ class DlibDetector:
 
     detection_size: int = 1024
     fallback: bool = True
-    version: int = field(default=2, init=False)  # of the answers: kept landmarks of another are found anew
+    version: int = field(default=3, init=False)  # of the answers: kept landmarks of another are found anew
 
     def detect(self, image: Tensor) -> list[Face]:
         """The faces of a (3, H, W) sRGB picture, largest first; empty if there are none."""
@@ -236,7 +236,7 @@ def _box(rectangle: Any, score: float) -> Hit:
 
 def _predict(photo: Image.Image, centre: np.ndarray, side: float, roll: float, jitter: bool) -> np.ndarray:
     """Landmarks (68, 2) in photo px, read on a chip of the box that is turned upright by `roll` radians."""
-    box_side, chip_side = 300, 660
+    box_side, chip_side = (300, 660) if jitter else (150, 330)
     shrink = max(1, int(side / box_side))  # so that the bicubic below does not alias
     source, origin = _surroundings(photo, centre, 0.75 * side * chip_side / box_side, shrink)
     c, s = math.cos(roll) * side / box_side / shrink, math.sin(roll) * side / box_side / shrink

@@ -6,6 +6,7 @@ photos[0]["image"], photos[0]["landmarks"], photos.failures
 
 import json
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache
@@ -46,6 +47,11 @@ def list_pictures(folder: str | Path) -> list[Path]:
     return paths
 
 
+def held_out(picture: Path) -> bool:
+    """Whether a picture of FOLDER/PERSON/FILE is of the tenth of all people that no training shall see."""
+    return zlib.crc32(picture.parent.name.encode()) % 10 == 0
+
+
 def random_piece(paths: Sequence[Path], size: int, generator: torch.Generator) -> Tensor:
     """A random square (3, size, size) uint8 of a random photograph, for a background.
 
@@ -78,7 +84,8 @@ class PhotoFolder(Dataset):
 
     Landmarks are found once, by `workers` processes, and kept in `cache` (a file of JSON lines, in the folder
     if None) under the picture's SHA-256: a picture may move, one that changes is looked at again. What fails
-    is kept too: `failures` {name: reason}. Raises PhotoNotFoundError for a folder without pictures.
+    is kept too: `failures` {name: reason}. `pictures`: only these of the folder's. Raises PhotoNotFoundError
+    for a folder without pictures.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class PhotoFolder(Dataset):
         cache: str | Path | None = None,
         detector: LandmarkDetector | None = None,
         workers: int = 0,
+        pictures: Sequence[Path] | None = None,
         progress: bool = True,
         **crop: float,
     ) -> None:
@@ -98,7 +106,7 @@ class PhotoFolder(Dataset):
         problem = f"The landmark file '{shown(cache)}' cannot be read and written; give another as `cache`"
         if cache.exists() and not cache.is_file():
             raise ParameterError(f"{problem}.")
-        paths = list_pictures(folder)
+        paths = list_pictures(folder) if pictures is None else list(pictures)
         try:
             search = _Search(paths, detector or DlibDetector(), _read_lines(cache))
             self._find(search, workers, cache, progress)
