@@ -240,14 +240,17 @@ def test_regions(cage: MorphableModel) -> None:
 
 
 def test_landmarks_lie_where_they_were_placed(levels: list[MorphableModel]) -> None:
-    """They were placed on a reference face, which has other proportions than the mean of the people; and the
-    shipped file is older than the last moves of brows and jaw."""
+    """They were placed on a reference face, which has other proportions than the mean of the people: a longer
+    nose, above all, so its tip is looked for on the mesh."""
     expected = torch.tensor(json.loads(LANDMARKS.read_text())["positions_mm"])
     expected = expected - expected.mean(0)
     finest = levels[-1].landmarks(levels[-1].mean)
     for m in levels:
         found = m.landmarks(m.mean)
-        assert (found - found.mean(0) - expected).norm(dim=1).max() < 8  # mm
+        apart = (found - found.mean(0) - expected).norm(dim=1)
+        assert apart[[*range(28), *range(31, 68)]].max() < 7 and apart[28:30].max() < 8  # mm
+        skin = m.mean[m.region_vertices("skin")]
+        assert (found[30] - skin[skin[:, 2].argmax()]).norm() < 3
         assert (found - finest).norm(dim=1).max() < 1.5
         assert torch.allclose(found[TWIN] * FLIP, found, atol=1e-4)
         assert torch.allclose(m.landmark_weights.sum(1), torch.ones(68), atol=1e-6)
