@@ -56,7 +56,7 @@ from facelab.networks import KINDS
 from facelab.photos import DlibDetector, find_face
 from facelab.photos.crops import FaceCrops
 from facelab.support.errors import CorpusError, FacelabError, ParameterError
-from facelab.support.files import as_json, guarded, read_tensors, sha256_of, write_whole
+from facelab.support.files import guarded, read_tensors, sha256_of, write_whole
 from facelab.synthetic.augmentation import to_bytes
 from facelab.synthetic.corpora import CorpusSpec, Renderer
 from facelab.training import Run, batch_indices, save_checkpoint
@@ -355,6 +355,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
             optimizer.step()
             optimizer.zero_grad()
             state["seconds"] = time.perf_counter() - before
+    losses = np.array(state["losses"])
     card = {
         "row": row,
         "network": preset.network,
@@ -367,7 +368,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         "minutes": round(state["seconds"] / 60, 1),
         "hardware": hardware(run),
         "torch": torch.__version__,
-        "losses": state["losses"],
+        "losses": [round(float(part.mean()), 4) for part in np.array_split(losses, min(100, len(losses)))],
     }
     if row in BRED:
         card["landmarks"] = LANDMARKS
@@ -482,9 +483,7 @@ def main() -> None:
     else:
         network, card = train(args.row, preset, args)
         if int(os.environ.get("RANK", 0)) == 0:
-            losses = card.pop("losses")
             save_checkpoint(args.folder / f"{args.row}.safetensors", network, card)
-            write_whole({args.folder / f"{args.row}_losses.json": as_json(losses)})
 
 
 if __name__ == "__main__":

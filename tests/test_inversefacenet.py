@@ -11,7 +11,7 @@ from torch import Tensor
 from facelab.evaluation.metrics import geometry_rmse_mm, landmark_error_px, nme
 from facelab.methods import breeding
 from facelab.methods import inversefacenet as ifn
-from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, InverseFaceNet, SecondLook
+from facelab.methods.inversefacenet import DISTRIBUTION, FRAME, InverseFaceNet
 from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
 from facelab.photos import Face
@@ -310,13 +310,12 @@ def test_the_shipped_network_reconstructs(portraits: tuple[Renderer, dict[str, T
 
 def test_a_second_look_undoes_wrong_landmarks(portraits: tuple[Renderer, dict[str, Tensor]]) -> None:
     _, batch = portraits
-    once, twice = InverseFaceNet.load(subdivisions=0), SecondLook.load(subdivisions=0)
+    method = InverseFaceNet.load(subdivisions=0)
     errors = []
     for image, landmarks in zip(batch["image"], batch["landmarks"]):
         wrong = landmarks.mean(0) + 1.15 * (landmarks - landmarks.mean(0)) + torch.tensor([9.0, -6.0])
-        first, second = (method.reconstruct_at(image, wrong) for method in (once, twice))
-        again = once.reconstruct_at(image, first.landmarks)
-        torch.testing.assert_close(second.mesh.vertices, again.mesh.vertices)
+        first = method.reconstruct_at(image, wrong)
+        second = method.reconstruct_at(image, first.landmarks)
         errors.append([landmark_error_px(said.landmarks, landmarks) for said in (first, second)])
     before, after = np.mean(errors, axis=0)
     assert after < 0.8 * before

@@ -250,7 +250,7 @@ def test_landmarks_lie_where_they_were_placed(levels: list[MorphableModel]) -> N
         apart = (found - found.mean(0) - expected).norm(dim=1)
         assert apart[[*range(28), *range(31, 68)]].max() < 7 and apart[28:30].max() < 8  # mm
         skin = m.mean[m.region_vertices("skin")]
-        assert (found[30] - skin[skin[:, 2].argmax()]).norm() < 3
+        assert (found[30] - skin[skin[:, 2].argmax()]).norm() < 4
         assert (found - finest).norm(dim=1).max() < 1.5
         assert torch.allclose(found[TWIN] * FLIP, found, atol=1e-4)
         assert torch.allclose(m.landmark_weights.sum(1), torch.ones(68), atol=1e-6)

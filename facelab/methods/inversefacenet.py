@@ -172,9 +172,6 @@ class InverseFaceNet:
     """A trained network (None: the shipped one) with its face model: a Method."""
 
     name = "inversefacenet"
-    looks = 1
-    """how often the picture is looked at: from the second time on, box and mask are those of the landmarks of
-    the reconstruction before (not in the paper)"""
 
     def __init__(
         self,
@@ -212,24 +209,12 @@ class InverseFaceNet:
         check_image(image)
         return self.reconstruct_at(image, find_face(image, self.detector).landmarks)
 
+    @torch.no_grad()
     def reconstruct_at(self, image: Tensor, landmarks: Tensor) -> Reconstruction:
         """The same with landmarks (68, 2) px from elsewhere."""
-        said = self._look(image, landmarks)
-        for _ in range(self.looks - 1):
-            said = self._look(image, said.landmarks)
-        return said
-
-    @torch.no_grad()
-    def _look(self, image: Tensor, landmarks: Tensor) -> Reconstruction:
         image = image.to(self.model.mean)
         masked, crop = network_input(image, landmarks.to(image))
         theta, frame = (value[0] for value in self.predict(masked[None]))
         if not bool(torch.isfinite(theta).all()):
             raise ParameterError("The network's answer is not finite; load its checkpoint again.")
         return Reconstruction.of(self.face(theta, frame).in_photo(crop), self.model, *image.shape[-2:])
-
-
-class SecondLook(InverseFaceNet):
-    """The same network, which looks again where it has seen the face."""
-
-    name, looks = "inversefacenet, second look", 2
