@@ -746,9 +746,9 @@ image_grid([portrait[:, *window], her_input, overlay[:, *window], shape[:, *wind
 # **Table 1.** The shipped network and its control: both saw the same number of pictures of the model's
 # people, with flaws (hair, glasses and hands before faces, bad cameras: `synthesise(..., flaws=True)`). They
 # differ in nothing but whose poses and lights the corpus has: of photographs, as the network of the step
-# before saw them, or of Section 5. The measures are those of the scoreboard: photometric error in 8-bit levels
-# inside the face, geometric error in mm after rigid alignment, overlap of the masks, each mean ± standard
-# deviation. Every row gets dlib's landmarks.
+# before saw them, or of Section 5. The measures are those of the scoreboard: photometric error in 8-bit
+# levels inside the face, geometric error in mm after rigid alignment, overlap of the masks, each mean ±
+# standard deviation. Every row gets dlib's landmarks.
 
 # %%
 NAMES = {
@@ -777,8 +777,8 @@ print(f"\n{'the paper, CelebA':29}{'photometric':>14}{'geometric mm':>14}{'overl
 for name, (colours, shape, overlap) in PAPER.items():
     print(f"{name:29}{colours:14.2f}{shape:14.2f}{overlap:28.2f}")
 for name, training in trainings.items():
-    print(f"{name}: {training['presentations']:,} pictures shown, {training['minutes']:.0f} minutes of a shared "
-          "CPU core, with rendering on the way")  # fmt: skip
+    print(f"{name}: {training['presentations']:,} pictures shown, {training['minutes']:.0f} minutes of a "
+          "shared CPU core, with rendering on the way")  # fmt: skip
 print("the paper, a GTX Titan: 2,400,000 each, 4.1, 4.4 and 29.4 hours; ResNet-101 4,800,000, 41.0 hours")
 
 # %% [markdown]
@@ -786,16 +786,20 @@ print("the paper, a GTX Titan: 2,400,000 each, 4.1, 4.4 and 29.4 hours; ResNet-1
 #
 # **What we tried**, on an earlier face model, and what it taught; none of it is in the recipe:
 #
-# | trial | what came of it |
-# |---|---|
-# | breeding as printed, with 2,222 targets | pictures closer, shapes of the corpus vary an eighth as much as people do: geometry worse |
-# | what the estimates' variance lacks added as noise | shapes vary again; 11 % of the photometric error, 3 % of the geometric one on `outside` |
-# | a new picture's components from many targets each | 7 % of both; smiles are lost, skin no longer goes with shape |
-# | who is shown drawn from the model, pose and light from a target each | 2.48 to 2.06 mm on `in_model`: the missing millimetres were in the corpus |
-# | hair, glasses, hands, bad cameras | 3.50 to 3.05 mm on `outside`, 0.06 mm lost on `in_model` |
-# | a second look, with the first answer's landmarks | 2.12 to 1.99 mm on `in_model`, nothing on photographs |
-# | ResNet-101 or AlexNet from random weights, a CPU's budget | far behind a small network that sees ten times as many pictures |
-# | AdaDelta as printed | 17.0 instead of 15.5 levels on `in_model` after as many steps of AdamW |
+# - *Breeding as printed, with 2,222 targets:* pictures closer, shapes of the corpus vary an eighth as much
+#   as people do: geometry worse.
+# - *What the estimates' variance lacks added as noise:* shapes vary again; 11 % of the photometric error,
+#   3 % of the geometric one on `outside`.
+# - *A new picture's components from many targets each:* 7 % of both; smiles are lost, skin no longer goes
+#   with shape.
+# - *Who is shown drawn from the model, pose and light from a target each:* 2.48 to 2.06 mm on `in_model`:
+#   the missing millimetres were in the corpus.
+# - *Hair, glasses, hands, bad cameras:* 3.50 to 3.05 mm on `outside`, 0.06 mm lost on `in_model`.
+# - *A second look, with the first answer's landmarks:* 2.12 to 1.99 mm on `in_model`, nothing on
+#   photographs.
+# - *ResNet-101 or AlexNet from random weights, a CPU's budget:* far behind a small network that sees ten
+#   times as many pictures.
+# - *AdaDelta as printed:* 17.0 instead of 15.5 levels on `in_model` after as many steps of AdamW.
 #
 # ## 7 · Why it fails when it fails
 #

@@ -464,8 +464,7 @@ for name in ("geometry_mm", "photometric", "landmarks_px"):
 
 # %%
 _, card = load_checkpoint("mofa")
-for key in ("kind", "side", "preset", "pretrained", "pictures", "corpus", "seen", "surrogate", "cpu_seconds",
-            "date"):  # fmt: skip
+for key in ("kind", "side", "preset", "corpus", "photographs", "seen", "surrogate", "cpu_seconds", "date"):
     print(f"{key:12} {card[key]}")
 curves = json.loads(repository("results/mofa_training.json").read_text())
 
@@ -490,38 +489,15 @@ for label, (mm, photo, px) in rows.items():
 # "Paper" is its Figure 10: AlexNet, *without* landmarks, on 5,000 renders of its own model. The row to hold
 # it against is ours without surrogate; the others have had help that it had not.
 #
-# These are Figure 10's curves (and Figure 9's for the surrogate) on our data: renders before invented
+# These are Figure 10's curves (and Figure 9's for the surrogate) on our data. Half of what the network
+# learns from are photographs, drawn evenly over light and dark skins; half are renders before invented
 # backgrounds, a tenth with hair, glasses or a hand, a third with each flaw of a camera; 160 px instead of
-# 240, of which the encoder sees the middle 120 (`border`), so that a face has more pixels. Landmarks, where
-# there are any, have dlib's errors, measured on other renders and added to the true projections.
+# 240, of which the encoder sees the middle 120 (`border`), so that a face has more pixels. Its weights
+# start at random, and it sees no truth: landmarks are a detector's, on renders the true projections with
+# that detector's errors. One command makes it (`data_scripts/train_mofa.py CORPUS RUN --preset shipped
+# --photos FOLDER ...`).
 #
-# **Where the encoder comes from matters.** The paper's encoders have learned to see before: AlexNet on
-# ImageNet's labels, VGG-Face on the names of 2,622 people. Ours ("with surrogate") starts with the features
-# of notebook 40's row "crossed", which has learned from renders with known parameters; its last layer starts
-# from zero, and from then on it sees no truth. The same training from random weights, with a network of two
-# thirds the size, is the curve "with surrogate, random weights". After 16,000 pictures the first has come as
-# far as the second after 48,000 to 64,000, and it ends lower. Read the curves with this in mind: they show
-# what this loss does with features that were supervised, not what it would find alone.
-#
-# **Pixels, or better features?** "With surrogate, coarser" is the network that shipped before (`--preset
-# coarse`, rows "MoFA, coarser"). It saw the whole picture at 120 px, a face having 73 of them instead of 98,
-# and started from an older network of notebook 40; what of the difference is which was not measured. At the
-# same number of pictures it is some 5 % behind, and its last 64,000 pictures ("longer") gained 1 %.
-#
-# **More pictures, of other people.** The shipped network's first 416,000 presentations were of 57,000
-# pictures, the next 640,000 of 82,000 others: 2.95 -> 2.71 mm on held-out renders, with a rate that falls on
-# a line to zero in the last half of each part. It is the longest of our trainings (two hours of a core), and
-# it had not ended by itself.
-#
-# **Without the surrogate we do not reach the paper's result.** The colours get better and better, the pose
-# does not. From random weights: it was held in the first half of the training (section 8 says how), and when
-# all parameters were free the geometry became worse than the average face. From the features of notebook 40
-# it goes the same way, and was stopped. The paper trains unaided in 200,000 steps and 13 hours of a GPU, on
-# photographs of people who mostly look into the camera; our portraits turn by 20° on average. Whether the
-# paper's recipe gets there with the paper's budget is a run of `data_scripts/train_mofa.py --preset full
-# --no-surrogate --pretrained imagenet` on a GPU, which has not been made. Landmarks are needed
-# to find the pose, not to keep it: "landmarks dropped" goes on from the coarser network for 1,000 steps
-# without them, and stays where it was.
+# UNAIDED_TEXT
 #
 # **Reconstructions.** New faces, and a photograph. The method gets the picture only. For a photograph it
 # needs a face detector's box, as in the paper, which crops with one in training, too; the scoreboard's
@@ -561,15 +537,7 @@ image_grid(
 )  # fmt: skip
 
 # %% [markdown]
-# Pose, mouth and brows follow the picture; faces are still too alike: the first ten shape components vary a
-# third as much as they do between people (section 8), so most of what makes two shapes differ is left. And
-# the network has seen no photograph: hair and shadow are explained with skin, light and shape. Training on a
-# folder of photographs (`data_scripts/train_mofa.py FOLDER RUN --photos`) is what the paper does and what
-# unlabelled training is for. 1,500 steps on 798 photographs of celebrities (CelebA-HQ) bring the errors of
-# the coarser network on 60 others (Helen, AFW) down: inner landmarks from 3.9 to 3.1 % of the face's
-# diagonal, colours from 0.28 to 0.20. On renders they rise (3.1 to 4.4 mm, `results/mofa_photographs.json`),
-# and so does that of the light's direction under a single lamp (29° to 36°), as nobody in these photographs
-# is lit. We do not ship that network, because the photographs are for research only.
+# PHOTO_TEXT
 #
 # **Encoders.** The paper compares AlexNet with VGG-Face and finds the latter slightly better (landmarks 4.9
 # against 5.3 px, photometric 0.073 against 0.075). Both are here, beside the two that we trained:
@@ -587,34 +555,18 @@ for kind, count in counts.items():
 numbers["small_million_weights"] = counts["small"] / 1e6
 
 # %% [markdown]
-# The paper's encoders had seen a million pictures before, and were then trained for hours on a GPU. What can
-# be compared on a CPU is how they start: all from random weights but the last, on the same pictures in the
-# same order, with the surrogate loss (`--preset coarse --kind ... --steps 1000`; AlexNet and
-# VGG, which have no batch normalisation, at a tenth of the learning rate).
-
-# %%
-encoders = json.loads(repository("results/mofa_encoders.json").read_text())
-figure, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
-for kind, training in encoders["encoders"].items():
-    for axis, name in zip(axes, ("geometry_mm", "photometric", "landmarks_px")):
-        axis.plot([p["pictures"] / 1000 for p in training["curve"]],
-                  [p[name] for p in training["curve"]], ".-", label=kind)  # fmt: skip
-        axis.set(title=name, xlabel="thousand pictures seen", ylim=(0, None))
-axes[0].legend(fontsize=8)
-for kind, training in encoders["encoders"].items():
-    end = training["curve"][-1]
-    print(f"{kind:22}{end['geometry_mm']:6.1f} mm{end['photometric']:7.3f}{end['landmarks_px']:6.1f} px"
-          f"{end['pose_degrees']:6.1f}°{training['cpu_seconds'] / 60:7.0f} minutes of a core")  # fmt: skip
-    numbers[f"encoder_{kind}_mm"] = end["geometry_mm"]
-
-# %% [markdown]
-# Picture by picture VGG-16 is ahead of AlexNet, as in the paper, and a step of it takes more than four times
-# as long. Neither has found the pose after 32,000 pictures (11° and 12° are left; the average face is 20°
-# off); ours, a fourteenth of AlexNet's size, has. We think that it is batch normalisation; it has not been
-# taken out to see. (VGG-16 starts from He et al.'s random weights: with PyTorch's own, two pictures differ
-# by a ten-thousandth when they have passed its thirteen convolutions, and nothing is learned.) Having seen
-# before counts for more than the kind: AlexNet with the features of notebook 40's row "AlexNet", which are
-# supervised, gets to 7° and two thirds of the millimetres with as many pictures.
+# The paper's encoders had seen a million pictures before, and were then trained for hours on a GPU.
+#
+# **What we tried**, on an earlier face model, and what it taught; none of it is in the recipe:
+#
+# - *Features of a network that was supervised, instead of random weights:* a third of the pictures to the
+#   same error.
+# - *AlexNet and VGG-16 from random weights, 32,000 pictures:* pose not found (11°, 12°); our small one,
+#   with batch normalisation, has it.
+# - *120 px, the whole picture, instead of the middle of 160 px:* 5 % worse at the same number of pictures.
+# - *Landmarks dropped after the pose was found, 1,000 steps:* stays where it was: they are needed to find
+#   the pose, not to keep it.
+# - *Renders only:* 3.8 % of the diagonal on photographs, behind a mean face put on a detector's landmarks.
 #
 # ## 6 · Table 1 and the scoreboard
 #
@@ -625,9 +577,7 @@ for kind, training in encoders["encoders"].items():
 # `results/`.
 
 # %%
-wanted = ("MoFA", "MoFA, landmarks dropped", "MoFA without surrogate", "MoFA, photographs", "MoFA, as short",
-          "MoFA, VGG", "MoFA, AlexNet", "MoFA, AlexNet pretrained", "full fitting",
-          "average face")  # fmt: skip
+wanted = ("MoFA", "MoFA without surrogate", "full fitting", "average face")
 columns = {"geometry_posed_mm": "geometry", "geometry_scaled_mm": "shape only",
            "colour_distance": "photometric", "landmarks_px": "landmarks", "pose_degrees": "pose"}  # fmt: skip
 head = "".join(f"{c:>12}" for c in columns.values())
@@ -680,18 +630,7 @@ numbers |= {"colour_own": apart["colours, at the estimate's vertices"],
             "mm_true_shape": apart["mm with the true shape"]}  # fmt: skip
 
 # %% [markdown]
-# On faces of its own kind the network places and lights a head well, in the time of one pass: better than
-# an average face that a landmark detector has put into place, by 46 % of the millimetres. Our three aims
-# there were 2.5 mm, 0.05 and 3 px; it has 2.46 mm, 0.049 and 2.1 px, from pictures alone. (On 60 pictures,
-# ± 0.8 mm between them; as the paper measures colours, at the vertices of its own estimate, 0.039.) Pose
-# and shape share the millimetres: with the true rotation 2.0 are left, with the true shape 1.5. It is far
-# from fitting, which looks at every picture again, for 250 times as long in CPU time
-# (`benchmarks/inference.py`; the rows above were timed in different hours). On other people's heads
-# (`outside`) it gains 18 % of the millimetres on the average face, 12 % in shape alone. On photographs in
-# the wild its landmarks are behind the average face with detected landmarks (3.8 against 2.5 % of the
-# diagonal), its colours ahead; training on photographs brought the coarser network to 3.1 %. Before its
-# last 640,000 pictures it had 2.63 mm, 0.055 and 2.2 px ("MoFA, shorter" in
-# [docs/training.md](../docs/training.md)).
+# TABLE_TEXT
 #
 # ## 7 · Two comparisons
 #
