@@ -84,6 +84,8 @@ class Reconstruction:
     """(3, H, W) sRGB: the estimate rendered, black where it is not"""
     mask: Tensor | None = None
     """(1, H, W) bool: where it is"""
+    face: Face | None = None
+    """the coefficients, camera and light that it was made of, where a face model was"""
 
     @classmethod
     @torch.no_grad()
@@ -105,4 +107,5 @@ class Reconstruction:
             face.light,
             picture.image.clamp(0, 1) if lit else None,
             picture.mask,
+            face,
         )
