@@ -102,8 +102,8 @@ PRESETS = {
         balanced=True, mirror=True,
     ),
     "shipped": Preset(
-        "medium", None, SIDE // 2, 16_000, 11_000, 32, "adamw", 1e-3, precision="bf16-mixed", breedings=6,
-        bred=6_000, balanced=True, mirror=True, flaws=True,
+        "medium", None, SIDE // 2, 16_000, 7_500, 32, "adamw", 1e-3, precision="bf16-mixed", breedings=4,
+        bred=4_000, balanced=True, mirror=True, flaws=True,
     ),
 }  # fmt: skip
 # For `make gpu`, without a detector and in minutes; and its miniature

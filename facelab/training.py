@@ -41,7 +41,8 @@ class Run:
     Args:
         folder: for `last.ckpt`, written every `every` steps, whole or not at all, read without pickled code.
         device: "auto", "cpu", "cuda", ...
-        precision: "32-true", "bf16-mixed" (fast on newer CPUs too), "16-mixed".
+        precision: "32-true", "bf16-mixed" (on a CPU only where it has such numbers: without, a step takes
+            three times as long), "16-mixed".
         devices, num_nodes: processes per machine, machines; under torchrun its numbers.
         explosion: the loss may be this many times the lowest so far, averaged over 20 steps.
         seed: of what networks draw themselves (dropout): torch's global generator is set before each step
@@ -67,7 +68,7 @@ class Run:
             accelerator=device,
             devices=int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun else devices,
             num_nodes=int(os.environ["GROUP_WORLD_SIZE"]) if under_torchrun else num_nodes,
-            precision=precision,
+            precision=_affordable(precision, device),
         )
         self.fabric.launch()
         self._recent: list[Tensor] = []
@@ -164,6 +165,14 @@ class Run:
             whole = isinstance(state["step"], int) and isinstance(state["losses"], list)
             if not whole or not _all_finite([value for value in state.values()]):
                 raise ValueError("it has NaN or infinity, or lacks a part")
+
+
+def _affordable(precision: Any, device: str) -> Any:
+    """`precision`, but no bfloat16 on a CPU that would have to imitate it."""
+    on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of x86; private, so perhaps gone one day
+    has_bfloat16 = any(getattr(torch.cpu, test, lambda: False)() for test in tests)
+    return "32-true" if precision == "bf16-mixed" and on_cpu and not has_bfloat16 else precision
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -64,20 +64,21 @@ class FaceCrops:
         pictures = [_chosen(Path(folder), most) for folder in folders]
         label = {"pictures": _digest(pictures), "side": str(SIDE), "scale": str(SCALE)}
         if not path.is_file():
-            parts = []
+            images, landmarks, lightness = [], [], []
             for folder, chosen in zip(folders, pictures):
                 found = PhotoFolder(
                     folder, SIDE, path.with_suffix(".jsonl"), detector or DlibDetector(fallback=False),
                     workers, chosen, scale=SCALE, up=0.08 * 1.6 / SCALE,
                 )  # fmt: skip
-                parts += [found[i] for i in range(len(found))]
-            if not parts:
+                for i in range(len(found)):
+                    face = found[i]
+                    images.append((face["image"] * 255).round().byte())
+                    landmarks.append(face["landmarks"].float())
+                    lightness.append(cheek_lightness(face["image"], face["landmarks"]))
+            if not images:
                 raise NoFaceError("No face was found in any of the photographs; give others.")
-            images = torch.stack([(part["image"] * 255).round().byte() for part in parts])
-            landmarks = torch.stack([part["landmarks"].float() for part in parts])
-            lightness = torch.stack([cheek_lightness(part["image"], part["landmarks"]) for part in parts])
-            tensors = {"images": images, "landmarks": landmarks, "lightness": lightness}
-            write_whole({path: save(tensors, label)})
+            lists = {"images": images, "landmarks": landmarks, "lightness": lightness}
+            write_whole({path: save({name: torch.stack(parts) for name, parts in lists.items()}, label)})
         problem = f"'{path}' is damaged; delete it"
         with guarded(problem, CorpusError), safe_open(path, "pt") as opened:
             made = opened.metadata()
@@ -85,13 +86,13 @@ class FaceCrops:
             raise CorpusError(f"'{path}' was made of other photographs; delete it, or name another file.")
         with guarded(problem, CorpusError):
             tensors = read_tensors(path.read_bytes(), problem, CorpusError)
-            images, landmarks, lightness = (tensors[n] for n in ("images", "landmarks", "lightness"))
-            count = len(images)
-            if images.shape != (count, 3, SIDE, SIDE) or images.dtype != torch.uint8 or not count:
-                raise ValueError(f"its images have the shape {tuple(images.shape)}")
-            if landmarks.shape != (count, 68, 2) or lightness.shape != (count,):
+            faces = cls(*(tensors[name] for name in ("images", "landmarks", "lightness")))
+            count = len(faces)
+            if faces.images.shape != (count, 3, SIDE, SIDE) or faces.images.dtype != torch.uint8 or not count:
+                raise ValueError(f"its images have the shape {tuple(faces.images.shape)}")
+            if faces.landmarks.shape != (count, 68, 2) or faces.lightness.shape != (count,):
                 raise ValueError("its parts do not go together")
-        return cls(images, landmarks, lightness)
+        return faces
 
     def draw(self, step: int, count: int, seed: int) -> Tensor:
         """(count,) indices for a training's step, a function of the arguments: evenly over tones.
