@@ -102,7 +102,7 @@ PRESETS = {
         balanced=True, mirror=True,
     ),
     "shipped": Preset(
-        "medium", None, SIDE // 2, 16_000, 7_500, 32, "adamw", 1e-3, precision="bf16-mixed", breedings=4,
+        "small", None, SIDE // 2, 16_000, 5_000, 32, "adamw", 1e-3, precision="bf16-mixed", breedings=4,
         bred=4_000, balanced=True, mirror=True, flaws=True,
     ),
 }  # fmt: skip

@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                  reg=1e-3, reflectance=0.1),
     "quick": dict(kind="small", side=120, pictures=40_960, batch=32, steps=5750, adam=True, rate=1e-3,
                   z_rate=5e-3, reg=1e-3, reflectance=0.1),
-    "shipped": dict(kind="medium", side=160, border=1 / 8, pictures=24_576, batch=32, steps=6_500, adam=True,
+    "shipped": dict(kind="small", side=160, border=1 / 8, pictures=24_576, batch=32, steps=5_000, adam=True,
                     rate=1e-3, z_rate=5e-3, reg=1e-3, reflectance=0.1, land=10.0, precision="bf16-mixed"),
     "full": dict(kind="alexnet", side=240, pictures=100_000, batch=5, steps=200_000, adam=False, rate=0.1,
                  z_rate=0.0005, reg=2.9e-5, reflectance=1.7e-3),

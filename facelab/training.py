@@ -170,7 +170,7 @@ class Run:
 def _affordable(precision: Any, device: str) -> Any:
     """`precision`, but no bfloat16 on a CPU that would have to imitate it."""
     on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of x86; private, so perhaps gone one day
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # x86's; private
     has_bfloat16 = any(getattr(torch.cpu, test, lambda: False)() for test in tests)
     return "32-true" if precision == "bf16-mixed" and on_cpu and not has_bfloat16 else precision
 
