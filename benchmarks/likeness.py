@@ -1,6 +1,6 @@
 """Would one recognise them? Faces estimated from one photograph, beside another one of the same people.
 
-    python benchmarks/likeness.py FOLDER [--people 100] [--method full_fitting mofa inversefacenet] [--seed 0]
+    python benchmarks/likeness.py FOLDER [--people 100] [--method "full fitting" mofa ...] [--seed 0]
 
 FOLDER/PERSON/FILE: photographs by person, two or more each (Labeled Faces in the Wild, say). Only the tenth
 of the people that no training here sees are looked at (`photos.folders.held_out`).
@@ -22,7 +22,6 @@ import json
 import math
 import random
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,11 +29,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from facelab.evaluation.scoreboard import AverageFace, FullFitting
 from facelab.geometry.camera import PerspectiveCamera
 from facelab.geometry.rotations import euler_to_matrix
-from facelab.methods.inversefacenet import InverseFaceNet
-from facelab.methods.mofa import MoFA
+from facelab.methods.base import METHODS, make_method
 from facelab.model.face import Face, draw
 from facelab.model.morphable_model import MorphableModel
 from facelab.model.records import Reconstruction
@@ -50,12 +47,7 @@ from report import describe_run
 RESULTS = Path(__file__).parent / "results"
 SIZE, YAWS = 240, (-20.0, 0.0, 20.0)
 DISTANCE = 900.0  # mm
-METHODS: dict[str, Callable[[], object]] = {
-    "average_face": AverageFace,
-    "full_fitting": FullFitting,
-    "mofa": MoFA.load,
-    "inversefacenet": InverseFaceNet.load,
-}
+COMPARED = ("average face", "full fitting", "mofa", "inversefacenet")
 
 
 def soft_light() -> SphericalHarmonicsLight:
@@ -129,7 +121,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--people", type=int, default=100)
-    parser.add_argument("--method", nargs="+", default=[*METHODS], choices=METHODS)
+    parser.add_argument("--method", nargs="+", default=COMPARED, choices=METHODS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -137,7 +129,7 @@ def main() -> None:
     torch.set_num_threads(1)
     judge, detector = SFaceRecogniser(), DlibDetector(fallback=False)
     model = MorphableModel.load()
-    methods = {name: METHODS[name]() for name in arguments.method}
+    methods = {name: make_method(name) for name in arguments.method}
     embedded: dict[str, list[Tensor]] = {name: [] for name in ("photographs", "others", *methods)}
     lightness: list[Tensor] = []
     for first, second in tqdm(pairs_of(arguments.folder, arguments.people, arguments.seed), "people"):
@@ -147,8 +139,7 @@ def main() -> None:
             photos = [load_photo(path) for path in (first, second)]
             points = [find_face(photo, detector).landmarks for photo in photos]
             said: dict[str, Reconstruction] = {
-                name: method.reconstruct(photos[0])  # type: ignore[attr-defined]
-                for name, method in methods.items()
+                name: method.reconstruct(photos[0]) for name, method in methods.items()
             }
         except FacelabError as error:
             tqdm.write(f"{first.parent.name} is left out: {error}")

@@ -771,7 +771,7 @@ for test_set in ("in_model", "outside", "path_traced"):
 print(f"\n{'the paper, CelebA':29}{'photometric':>14}{'geometric mm':>14}{'overlap %':>28}")
 for name, (colours, shape, overlap) in PAPER.items():
     print(f"{name:29}{colours:14.2f}{shape:14.2f}{overlap:28.2f}")
-print(f"shipped: {card['presentations']:,} pictures shown, {card['minutes']:.0f} minutes of a shared CPU core")
+print(f"shipped: {card['presentations']:,} pictures shown, {card['minutes']:.0f} minutes of a CPU core")
 print("the paper, a GTX Titan: 2,400,000 each, 4.1, 4.4 and 29.4 hours; ResNet-101 4,800,000, 41.0 hours")
 
 # %% [markdown]
