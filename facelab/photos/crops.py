@@ -79,20 +79,7 @@ class FaceCrops:
                 raise NoFaceError("No face was found in any of the photographs; give others.")
             lists = {"images": images, "landmarks": landmarks, "lightness": lightness}
             write_whole({path: save({name: torch.stack(parts) for name, parts in lists.items()}, label)})
-        problem = f"'{path}' is damaged; delete it"
-        with guarded(problem, CorpusError), safe_open(path, "pt") as opened:
-            made = opened.metadata()
-        if made != label:
-            raise CorpusError(f"'{path}' was made of other photographs; delete it, or name another file.")
-        with guarded(problem, CorpusError):
-            tensors = read_tensors(path.read_bytes(), problem, CorpusError)
-            faces = cls(*(tensors[name] for name in ("images", "landmarks", "lightness")))
-            count = len(faces)
-            if faces.images.shape != (count, 3, SIDE, SIDE) or faces.images.dtype != torch.uint8 or not count:
-                raise ValueError(f"its images have the shape {tuple(faces.images.shape)}")
-            if faces.landmarks.shape != (count, 68, 2) or faces.lightness.shape != (count,):
-                raise ValueError("its parts do not go together")
-        return faces
+        return cls(*_read(path, label))
 
     def draw(self, step: int, count: int, seed: int) -> Tensor:
         """(count,) indices for a training's step, a function of the arguments: evenly over tones.
@@ -153,6 +140,24 @@ def _chosen(folder: Path, most: int | None) -> list[Path]:
         return ordered
     first = [path for turn, path in sorted(zip(turns, pictures)) if turn == 0]
     return ordered[:most] if len(first) <= most else [first[k * len(first) // most] for k in range(most)]
+
+
+def _read(path: Path, label: dict[str, str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, landmarks and lightness of a file that was made for `label`."""
+    problem = f"'{path}' is damaged; delete it"
+    with guarded(problem, CorpusError), safe_open(path, "pt") as opened:
+        made = opened.metadata()
+    if made != label:
+        raise CorpusError(f"'{path}' was made of other photographs; delete it, or name another file.")
+    with guarded(problem, CorpusError):
+        tensors = read_tensors(path.read_bytes(), problem, CorpusError)
+        images, landmarks, lightness = (tensors[name] for name in ("images", "landmarks", "lightness"))
+        count = len(images)
+        if images.shape != (count, 3, SIDE, SIDE) or images.dtype != torch.uint8 or not count:
+            raise ValueError(f"its images have the shape {tuple(images.shape)}")
+        if landmarks.shape != (count, 68, 2) or lightness.shape != (count,):
+            raise ValueError("its parts do not go together")
+    return images, landmarks, lightness
 
 
 def _digest(pictures: list[list[Path]]) -> str:
