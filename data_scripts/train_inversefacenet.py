@@ -371,7 +371,7 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         "losses": [round(float(part.mean()), 4) for part in np.array_split(losses, min(100, len(losses)))],
     }
     if row in BRED:
-        card["landmarks"] = LANDMARKS
+        card |= {"landmarks": LANDMARKS, "licence": "that of the targets"}
         card["breeding"] = history(args, preset, model, initial)
     return network, card
 

@@ -52,6 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                  z_rate=0.0005, reg=2.9e-5, reflectance=1.7e-3),
 }  # fmt: skip
 
+LANDMARKS = "by dlib's predictor, or true ones with its errors; it learned from iBUG 300-W: non-commercial"
 HELD_OUT = 16  # batches of 16 renders, to measure with
 
 # Without landmarks a network that knows nothing loses its way, and these settings only slow that down: with
@@ -277,6 +278,7 @@ def main() -> None:
         "hardware": platform.processor() or platform.machine(), "device": str(run.device),
         "cpu_seconds": round(history["seconds"]), "torch": torch.__version__, "commit": commit,
         "date": time.strftime("%Y-%m-%d"), "held_out": last, "warning_signs": history["signs"],
+        "landmarks": LANDMARKS, "licence": "that of the photographs" if batches.photos else "Apache-2.0",
     }  # fmt: skip
     save_checkpoint(args.run / "mofa.safetensors", encoder, card)
     write_whole({args.run / "curves.json": as_json(history["curves"])})
