@@ -51,7 +51,8 @@ class TexturedMesh:
     specular: Tensor | None
     """(1, S, S) reflectance at normal incidence (F0), or None"""
     relief: Tensor | None = None
-    """(3, S, S) unit normals in tangent space, x along u, y along v, z outwards, or None: see `with_relief`"""
+    """(3, S, S) unit normals in tangent space, x along u, y along v, z outwards, or None: see
+    `with_relief`"""
 
 
 def bake_texture(
@@ -115,8 +116,8 @@ def textured_mesh(
 
 
 def tangents(mesh: TexturedMesh) -> Tensor:
-    """(N, 4), as glTF has them: the unit direction of u in the surface, and ±1, with which normal × tangent is the
-    direction of v."""
+    """(N, 4), as glTF has them: the unit direction of u in the surface, and ±1, with which normal × tangent
+    is the direction of v."""
     corners, uv = mesh.vertices[mesh.triangles], mesh.uv[mesh.triangles].to(mesh.vertices)
     edges, steps = corners[:, 1:] - corners[:, :1], uv[:, 1:] - uv[:, :1]  # (T, 2, 3), (T, 2, 2)
     area = steps[:, 0, 0] * steps[:, 1, 1] - steps[:, 0, 1] * steps[:, 1, 0]
@@ -138,8 +139,8 @@ def tangents(mesh: TexturedMesh) -> Tensor:
 
 
 def relief_normals(model: MorphableModel, surface: Surface, detail: Detail, size: int) -> Tensor:
-    """Normals (3, size, size) in model space for the texels of the model's UV map: those of the coarse face, and
-    what the fine depth adds where the picture shows it. Raises MeshError for a model without a UV map."""
+    """Normals (3, size, size) in model space for the texels of the model's UV map: those of the coarse face,
+    and what the fine depth adds where the picture shows it. Raises MeshError for a model without a UV map."""
     carried = torch.cat([detail.camera.project(surface.vertices), surface.normals], -1)
     texels = bake_texture(carried, model.triangles, _unit_uv(model), model.uv_triangles, size).flatten(1).T
     normals = detailed_normals(texels[:, :3], normalise(texels[:, 3:]), detail)
@@ -149,7 +150,8 @@ def relief_normals(model: MorphableModel, surface: Surface, detail: Detail, size
 def with_relief(mesh: TexturedMesh, normals: Tensor) -> TexturedMesh:
     """The mesh with a normal map: `normals` (3, S, S) in model space are what its texels shall look like.
 
-    They are written in the frame of normal, tangent and bitangent that a renderer interpolates from the vertices.
+    They are written in the frame of normal, tangent and bitangent that a renderer interpolates from the
+    vertices.
     Raises MeshError for another shape, ParameterError for NaN.
     """
     if normals.ndim != 3 or normals.shape[0] != 3 or normals.shape[1] != normals.shape[2]:
@@ -162,11 +164,11 @@ def with_relief(mesh: TexturedMesh, normals: Tensor) -> TexturedMesh:
 
 
 def frames(mesh: TexturedMesh, size: int) -> Tensor:
-    """(3, 3, size, size): at each texel, as columns, the tangent, bitangent and normal in model space, (xyz, frame)."""
+    """(3, 3, size, size): at each texel, as columns, the tangent, bitangent and normal in model space, (xyz,
+    frame)."""
     tangent = tangents(mesh)
-    values = bake_texture(
-        torch.cat([mesh.normals, tangent], -1), mesh.triangles, mesh.uv, mesh.triangles, size
-    )
+    both = torch.cat([mesh.normals, tangent], -1)
+    values = bake_texture(both, mesh.triangles, mesh.uv, mesh.triangles, size)
     n, t = (normalise(values[part].movedim(0, -1)) for part in (slice(0, 3), slice(3, 6)))
     t = normalise(t - dot(t, n)[..., None] * n)
     b = torch.linalg.cross(n, t) * values[6].sign()[..., None]
@@ -234,7 +236,8 @@ def export_obj(mesh: TexturedMesh, path: str | Path, shininess: float = 20.0) ->
     """Write `mesh` as NAME.obj in millimetres, NAME.mtl, NAME_diffuse.png and NAME_specular.png (if any).
 
     `path` is given with or without `.obj`. PNGs hold sRGB; in the specular one white is F0 = 0.08, and
-    the MTL's map_Ks points to it. A relief is left out: MTL has no normal maps. `Ns` and `Pr` have the roughness of `export_glb`.
+    the MTL's map_Ks points to it. A relief is left out: MTL has no normal maps. `Ns` and `Pr` have the
+    roughness of `export_glb`.
     """
     path = Path(path)
     path = path if path.suffix.lower() == ".obj" else path.with_name(path.name + ".obj")  # john.smith

@@ -252,7 +252,8 @@ def test_obj_keeps_any_name_and_has_the_glb_s_roughness(tube: MorphableModel, na
     assert float(values["Pr"]) == pytest.approx(roughness(20.0), abs=1e-3)
 
 
-# --- relief --------------------------------------------------------------------------------------------------
+# --- relief
+# --------------------------------------------------------------------------------------------------
 
 
 def bumpy(tube: MorphableModel, size: int) -> torch.Tensor:
@@ -287,8 +288,8 @@ def test_a_flat_relief_is_glTF_s_neutral_colour(tube, mesh):
 
 
 def test_normal_texture_round_trip(tube, mesh, tmp_path):
-    """Read as a glTF viewer does: the texture in the frame of the vertices' NORMAL and TANGENT gives the normals
-    that went in; the mesh alone does not."""
+    """Read as a glTF viewer does: the texture in the frame of the vertices' NORMAL and TANGENT gives the
+    normals that went in; the mesh alone does not."""
     wanted = bumpy(tube, SIZE)
     path = export_glb(with_relief(mesh, wanted), tmp_path / "relief.glb")
     tree, view = read_glb(path)

@@ -3,11 +3,13 @@
     view = observe(model, r, images)                      # what the criterion needs to know, at each pixel
     fine = network(images, view.coarse, view.mask, view.camera.scale)      # depth in, depth out, any size
     loss = view.loss(fine)["total"].mean()                # Eqs. 8 to 14: no truth, no labels
-    fine = optimise(view)                                 # what the network approximates: one picture at a time
+    fine = optimise(view)                                 # what the network approximates: one picture at a
+    time
 
-Depth maps are (B, 1, H, W) in mm; equation numbers are the paper's. Its weights (1, 5e-3, 1) are for units that it
-does not give. Ours: intensities are divided by their mean over the skin, so that a dark skin's folds weigh as much
-as a light one's; depth in the criterion is in pixels; terms are means over the skin; and the weights are `WEIGHTS`.
+Depth maps are (B, 1, H, W) in mm; equation numbers are the paper's. Its weights (1, 5e-3, 1) are for units
+that it does not give. Ours: intensities are divided by their mean over the skin, so that a dark skin's folds
+weigh as much as a light one's; depth in the criterion is in pixels; terms are means over the skin; and the
+weights are `WEIGHTS`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from facelab.support.tensors import finite
 from facelab.training import load_checkpoint
 
 SMALLEST = 64  # px: a face in a smaller picture shows no folds
-WEIGHTS = Weights(shading=1.0, fidelity=2e-3, smoothness=0.2)
+WEIGHTS = Weights(shading=1.0, fidelity=0.05, smoothness=0.02)
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # of linear RGB (ITU-R BT.709)
 REGIONS = ("skin", "lips")  # of the face model: where detail is looked for
 DEPTH_UNIT = 32.0  # px of depth that the network sees as 1
@@ -81,55 +83,61 @@ class View:
 def observe(
     model: MorphableModel, r: Tensor, images: Tensor, colour: bool = False, robust: bool = False
 ) -> View:
-    """Depth, light and albedo of Sections 4.1 and 4.3 for CoarseNet's vectors (B, P) and pictures (B, 3, S, S).
+    """Depth, light and albedo of Sections 4.1 and 4.3 for CoarseNet's vectors (B, P) and pictures
+    (B, 3, S, S). The depth has a gradient to r (Eq. 7), the rest has none.
 
-    The depth has a gradient to r (Eq. 7), the rest has none. `colour`: the criterion compares RGB, each channel
-    with a light of its own, and not the intensity alone. `robust`: what the light and the albedo cannot explain
-    (hair, glasses, highlights, cast shadows) is taken out of the mask, and both are estimated again; the paper
-    has nothing of the kind. Raises ParameterError for pictures that are not square, or have NaN.
+    Args:
+        colour: the criterion compares RGB, each channel with a light of its own, and not the intensity alone.
+        robust: what light and albedo cannot explain (hair, glasses, highlights, cast shadows) is taken out of
+            the mask; and the albedo is corrected where a neighbourhood as a whole is brighter or darker than
+            its explanation (stubble, blush, light that four numbers cannot describe), so that only detail is
+            left to the depth. The paper has nothing of the kind.
+
+    Raises ParameterError for pictures that are not square, are too small, or have NaN.
     """
     check_pictures(images)
     if images.shape[-1] != images.shape[-2]:
         raise ParameterError(f"Pictures must be square, not {tuple(images.shape)}; crop the face first.")
-    size = images.shape[-1]
-    coarse, _ = depth_map(model, r, size)
+    coarse, _ = depth_map(model, r, images.shape[-1])
     with torch.no_grad():
-        face = decode(model, r, size)
-        surface, count = face.surface(model), min(SKIN_COMPONENTS, len(model.albedo_basis))
-        carried = torch.cat([model.albedo_mean[None], model.albedo_basis[:count]])[..., :3]  # (1 + K, V, 3)
-        maps = rasterize_surface(
-            surface.vertices, model.triangles, face.camera, carried.movedim(1, 0).flatten(1), size, size
-        )
-        regions = [model.regions.index(name) for name in REGIONS]
-        mask = skin_mask(maps.face_index, model.triangle_region, regions)
-        albedos, linear = maps.attributes.unflatten(-3, (1 + count, 3)), srgb_to_linear(images)
+        camera, mask, albedos = skin_maps(model, r, images.shape[-1])
+        linear = srgb_to_linear(images)
         if not colour:
             share = images.new_tensor(LUMINANCE)[:, None, None]
             albedos, linear = ((part * share).sum(-3, keepdim=True) for part in (albedos, linear))
-        level = (linear * mask).sum((-3, -2, -1), keepdim=True) / mask.sum((-3, -2, -1), keepdim=True).clamp(
-            min=1
-        )
-        intensity = linear / (level / linear.shape[-3]).clamp(min=1e-4)
-        mean, basis = albedos[:, 0], albedos[:, 1:]
-        assert isinstance(face.camera, WeakPerspectiveCamera)
-        normals = depth_normals(coarse, face.camera)
+        intensity = linear / _mean_over(linear, mask).mean(-3, keepdim=True).clamp(min=1e-4)
+        normals, mean, basis = depth_normals(coarse, camera), albedos[:, 0], albedos[:, 1:]
         light, albedo = explain(intensity, normals, mean, basis, mask)
+        for _ in range(2 if robust else 0):
+            plain = mask & ~strange(intensity, albedo * shade_first_order(light, normals), mask)
+            light, albedo = explain(intensity, normals, mean, basis, plain)
         if robust:
-            for _ in range(2):
-                plain = mask & ~strange(intensity, albedo * shade_first_order(light, normals), mask)
-                light, albedo = explain(intensity, normals, mean, basis, plain)
-            mask = plain
-            radius = max(2, size // 20)
-            drawn = albedo * shade_first_order(light, normals)
-            ratio = _blurred(intensity, mask, radius) / _blurred(drawn, mask, radius).clamp(min=0.05)
-            albedo = albedo * ratio.clamp(0.3, 3)
-    return View(intensity, coarse, mask, face.camera, albedo, light)
+            mask, radius = plain, max(2, images.shape[-1] // 20)
+            drawn = _blurred(albedo * shade_first_order(light, normals), mask, radius)
+            albedo = albedo * (_blurred(intensity, mask, radius) / drawn.clamp(min=0.05)).clamp(0.3, 3)
+    return View(intensity, coarse, mask, camera, albedo, light)
+
+
+@torch.no_grad()
+def skin_maps(model: MorphableModel, r: Tensor, size: int) -> tuple[WeakPerspectiveCamera, Tensor, Tensor]:
+    """What the face model says about each pixel of the faces r (B, P): their camera, where there is skin
+    (B, 1, S, S), and the mean albedo with the first 10 components (B, 1 + 10, 3, S, S): mu_T and A_T of Eq.
+    10."""
+    face = decode(model, r, size)
+    assert isinstance(face.camera, WeakPerspectiveCamera)
+    surface, count = face.surface(model), min(SKIN_COMPONENTS, len(model.albedo_basis))
+    carried = torch.cat([model.albedo_mean[None], model.albedo_basis[:count]])[..., :3]
+    seen = (surface.vertices, model.triangles, face.camera, carried.movedim(1, 0).flatten(1))
+    maps = rasterize_surface(*seen, size, size)
+    regions = [model.regions.index(name) for name in REGIONS]
+    mask = skin_mask(maps.face_index, model.triangle_region, regions)
+    return face.camera, mask, maps.attributes.unflatten(-3, (1 + count, 3))
 
 
 def explain(
     intensity: Tensor, normals: Tensor, mean: Tensor, basis: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Eqs. 11 and 12, one after the other: light (B, C, 4) with the mean albedo, albedo (B, C, S, S) with it."""
+    """Eqs. 11 and 12: light (B, C, 4) with the mean albedo, albedo (B, C, S, S) with that light."""
     light = estimate_light(intensity, normals, mean, mask)
     albedo, _ = estimate_albedo(intensity, normals, light, mean, basis, mask)
     return light, albedo.clamp(min=1e-3)
@@ -143,6 +151,11 @@ def strange(intensity: Tensor, drawn: Tensor, mask: Tensor) -> Tensor:
     return off > STRANGE * _blurred(drawn, mask, radius).mean(-3, keepdim=True).clamp(min=0.2)
 
 
+def _mean_over(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, C, 1, 1): the mean of (B, C, S, S) over a mask (B, 1, S, S)."""
+    return (values * mask).sum((-2, -1), keepdim=True) / mask.sum((-2, -1), keepdim=True).clamp(min=1)
+
+
 def _blurred(values: Tensor, mask: Tensor, radius: int) -> Tensor:
     """The mean of (B, C, S, S) over the mask in a square of 2 radius + 1 px."""
     size = 2 * radius + 1
@@ -152,15 +165,16 @@ def _blurred(values: Tensor, mask: Tensor, radius: int) -> Tensor:
 
 
 def feathered(mask: Tensor) -> Tensor:
-    """(B, 1, S, S) in [0, 1]: 0 outside of a mask, rising to 1 within 2 % of the picture. Detail fades there."""
+    """(B, 1, S, S) in [0, 1]: 0 outside of a mask, rising to 1 within 2 % of the picture. Detail fades
+    there."""
     radius = max(1, mask.shape[-1] // 50)
     inside = avg_pool2d(mask.float(), 2 * radius + 1, 1, radius)
     return (2 * inside - 1).clamp(min=0) * mask
 
 
 class FineNet(nn.Module):
-    """The network of Section 4.2: a hypercolumn per pixel, a regressor on it, and what it says is added to the
-    coarse depth. `width` 64 is the paper's, a column of 450 numbers.
+    """The network of Section 4.2: a hypercolumn per pixel, a regressor on it, and what it says is added to
+    the coarse depth. `width` 64 is the paper's, a column of 450 numbers.
 
     VGG-Face, which the paper starts from, nobody can hand out: we start from random weights.
     """
@@ -177,20 +191,16 @@ class FineNet(nn.Module):
             images: (B, 3, H, W) sRGB. coarse: (B, 1, H, W) mm. mask: (B, 1, H, W) bool, where detail may be.
             scale: (B,) px per mm, the camera's.
 
-        Not in training it looks at the mirrored picture, too, and answers with the mean of both: mirrored, its
-        answer is the same. Raises ParameterError for sizes that do not fit together, and for NaN.
+        Not in training it looks at the mirrored picture, too, and answers with the mean of both: mirrored,
+        its answer is the same. Raises ParameterError for sizes that do not fit together, and for NaN.
         """
         check_pictures(images)
         wanted = (len(images), 1, *images.shape[-2:])
         if coarse.shape != wanted or mask.shape != wanted or scale.shape != wanted[:1]:
             shapes = ", ".join(str(tuple(part.shape)) for part in (coarse, mask, scale))
-            raise ParameterError(
-                f"The depth and the mask must be {wanted}, the scale {wanted[:1]}; got {shapes}."
-            )
+            raise ParameterError(f"Depth and mask must be {wanted}, the scale {wanted[:1]}; got {shapes}.")
         if not finite(torch.where(mask, coarse, 0.0)):
-            raise ParameterError(
-                "The coarse depth has NaN or infinity inside of the mask; check CoarseNet's answer."
-            )
+            raise ParameterError("The coarse depth has NaN or infinity; check CoarseNet's answer.")
         maps = network_maps(images, coarse, mask, scale)
         offset = self.network(maps)
         if not self.training:
@@ -214,11 +224,11 @@ class FineNet(nn.Module):
 
 
 def network_maps(images: Tensor, coarse: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
-    """What FineNet sees (B, 2, H, W): grey over its mean, and depth in pixels from its mean, 0 outside of the mask."""
+    """What FineNet sees (B, 2, H, W): grey over its mean, and depth in pixels from its mean, 0 outside of the
+    mask."""
     grey = (images * images.new_tensor(GREY)[:, None, None]).sum(-3, keepdim=True)
     depth = torch.where(mask, coarse, 0.0) * scale[:, None, None, None] / DEPTH_UNIT
-    pixels = mask.sum((-3, -2, -1), keepdim=True).clamp(min=1)
-    grey_mean, depth_mean = ((part * mask).sum((-3, -2, -1), keepdim=True) / pixels for part in (grey, depth))
+    grey_mean, depth_mean = _mean_over(grey, mask), _mean_over(depth, mask)
     return torch.cat([grey / grey_mean.clamp(min=0.02) - 1, depth_mean - depth], -3) * mask
 
 
@@ -233,8 +243,8 @@ def check_pictures(images: Tensor) -> None:
 
 
 def optimise(view: View, weights: Weights = WEIGHTS, steps: int = 150, rate: float = 0.05) -> Tensor:
-    """Shape from shading as it was before: the fine depth (B, 1, S, S) that the criterion likes best, by `steps`
-    of Adam on each picture's own pixels. `rate` in px. What FineNet is trained to say at once."""
+    """Shape from shading as it was before: the fine depth (B, 1, S, S) that the criterion likes best, by
+    `steps` of Adam on each picture's own pixels. `rate` in px. What FineNet is trained to say at once."""
     inside = feathered(view.mask) / view.camera.scale[:, None, None, None]
     coarse = view.coarse.detach()
     offset = torch.zeros_like(coarse, requires_grad=True)

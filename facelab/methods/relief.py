@@ -1,4 +1,5 @@
-"""Detail on the mesh: what a fine depth map adds to a coarse face, as moved vertices and as a normal map in UV.
+"""Detail on the mesh: what a fine depth map adds to a coarse face, as moved vertices and as a normal map in
+UV.
 
     vertices = displaced(surface, detail)                          # on the finest level of the face model
     normals = detailed_normals(points, normals, detail)            # where the surface lies on the screen
@@ -49,8 +50,8 @@ def displaced(surface: Surface, detail: Detail) -> Tensor:
 
 
 def detailed_normals(points: Tensor, normals: Tensor, detail: Detail) -> Tensor:
-    """Unit normals (N, 3) in model space at screen points (N, 3) px, px, mm of the coarse face, whose own normals
-    are `normals` (N, 3): these, plus the difference between the fine and the coarse depth's."""
+    """Unit normals (N, 3) in model space at screen points (N, 3) px, px, mm of the coarse face, whose own
+    normals are `normals` (N, 3): these, plus the difference between the fine and the coarse depth's."""
     rotation = detail.camera.rotation
     fine, coarse = (depth_normals(depth, detail.camera) for depth in (detail.fine, detail.coarse))
     more = _sampled((fine - coarse) * feathered(detail.mask[None])[0], points)
