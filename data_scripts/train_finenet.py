@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facelab.methods.base import load_trained
 from facelab.methods.coarse_to_fine import EndToEnd
 from facelab.methods.coarsenet import LandmarkFace, iterate, layout, shrunk
 from facelab.methods.finenet import FineNet, observe
@@ -32,7 +33,7 @@ from facelab.methods.wrinkles import relief_errors, wrinkled_faces
 from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
 from facelab.photos.folders import PhotoFolder
-from facelab.support.errors import ModelFileError, ParameterError
+from facelab.support.errors import ParameterError
 from facelab.support.files import as_json, sha256_of, write_whole
 from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
 
@@ -103,13 +104,14 @@ class Photographs:
 
 
 def load_coarse(path: Path, model: MorphableModel) -> tuple[nn.Module, int]:
-    """A network of train_coarsenet.py, and the side of its pictures. Raises ModelFileError for another
-    file."""
-    weights, card = load_checkpoint(path)
-    if card.get("method") != "CoarseNet" or card.get("channels") != "both":
-        raise ModelFileError(f"'{path}' holds no CoarseNet with both feedback channels; train one.")
-    network = encoder(card["network"], layout(model).size, "normal", None, 7)
-    network.load_state_dict(weights)
+    """A network of train_coarsenet.py, and the side of its pictures. Raises ModelFileError for others."""
+
+    def build(card: dict[str, Any]) -> nn.Module:
+        if card["method"] != "CoarseNet" or card["channels"] != "both":
+            raise ParameterError("It is no CoarseNet with both feedback channels.")
+        return encoder(card["network"], layout(model).size, "normal", None, 7)
+
+    network, card = load_trained(path, "train_coarsenet.py", build)
     return network.eval(), card["side"]
 
 
@@ -147,6 +149,8 @@ def train(
     end_to_end: bool = False,
 ) -> dict[str, Any]:
     """From nothing, or from the folder's checkpoint, to `finenet.safetensors` with its card."""
+    if end_to_end:  # depth is drawn inside: 16 bits are not enough for pixels and millimetres
+        settings = replace(settings, precision="32-true")
     run = Run(folder, device, settings.precision, every=max(1, settings.steps // 20), seed=settings.seed)
     model = MorphableModel.load(subdivisions=settings.subdivisions, device=run.device)
     with torch.random.fork_rng(devices=[]):

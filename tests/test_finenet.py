@@ -409,7 +409,7 @@ def test_photographs_and_a_coarsenet_end_to_end(tmp_path: Path, monkeypatch: pyt
     checkpoint = tmp_path / "coarse" / "coarsenet.safetensors"
     with pytest.raises(ParameterError, match="--coarse"):
         train_finenet.train(tmp_path / "none", tiny, "cpu", None, None, True)
-    with pytest.raises(ModelFileError, match="no CoarseNet"):
+    with pytest.raises(ModelFileError, match="train_coarsenet"):
         train_finenet.train(tmp_path / "none", tiny, "cpu", None, tmp_path / "alone" / "finenet.safetensors")
     card = train_finenet.train(tmp_path / "both", tiny, "cpu", None, checkpoint, True)
     assert card["end_to_end"] and card["coarse"] == "coarsenet.safetensors"
