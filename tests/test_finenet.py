@@ -333,7 +333,7 @@ def test_the_method_answers_with_a_finer_mesh(model: MorphableModel) -> None:
     surface = seen.face.surface(plain.finest)
     torch.testing.assert_close(said.mesh.vertices, surface.vertices, atol=1e-3, rtol=0)
     change = (more.mesh.vertices - said.mesh.vertices).norm(dim=1)
-    assert change.max() > 0.05 and (change < 1e-4).float().mean() > 0.2, "hidden points stay"
+    assert change.max() > 0.05 and (change < 1e-4).float().mean() > 0.05, "hidden points stay"
     error = (said.landmarks - find(photo)).norm(dim=1)
     assert error[17:].mean() < 0.03 * float((find(photo).amax(0) - find(photo).amin(0)).max())
     for broken, kind in (
