@@ -18,6 +18,8 @@ import platform
 import subprocess
 import time
 import warnings
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,10 @@ from facelab.photos import DlibDetector
 from facelab.photos.folders import PhotoFolder
 from facelab.support.errors import CorpusError
 from facelab.support.files import as_json, guarded, read_tensors, write_whole
+from facelab.support.tensors import send
 from facelab.synthetic.augmentation import Degradations
 from facelab.synthetic.corpora import Corpus, CorpusSpec, Renderer, build_corpus, is_finished
-from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
+from facelab.training import Run, ahead, batch_indices, load_checkpoint, save_checkpoint
 
 PRESETS: dict[str, dict[str, Any]] = {
     # kind, side, border, pictures, batch, steps, optimiser, rate, z rate, w_reg at first and at last, w_beta
@@ -123,13 +126,22 @@ def blur(images: Tensor, progress: float) -> Tensor:
     return avg_pool2d(images, block) if block > 1 else images
 
 
+def shown(loader: Iterator[list[Tensor]], device: torch.device, step: int) -> tuple[Tensor, Tensor]:
+    """The loader's next pictures and landmarks on the device, half of them mirrored."""
+    images, landmarks = (send(part, device) for part in next(loader))
+    flip = torch.rand(len(images), generator=torch.Generator().manual_seed(step)) < 0.5
+    return mirrored(images, landmarks, send(flip, device))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--preset", default="quick", choices=PRESETS)
     parser.add_argument("--no-surrogate", action="store_true")
-    parser.add_argument("--photos", action="store_true", help="CORPUS is a folder of photographs")
+    parser.add_argument(
+        "--photos", action="store_true", help="CORPUS is a folder of photographs"
+    )
     parser.add_argument("--kind", help="encoder: small, medium, alexnet, vgg (default: the preset's)")
     parser.add_argument("--pretrained", help="see facelab.networks.encoder")
     parser.add_argument("--start", type=Path, help="a checkpoint (.safetensors) to go on from")
@@ -159,7 +171,6 @@ def main() -> None:
         source = Corpus(arguments.corpus, verify=False)
         errors = detector_errors(arguments.corpus / "detector_errors.safetensors")
     pictures = Pictures(source, errors, side)
-    trust = None if errors is None else confidences(errors)
 
     if arguments.rate:
         preset = preset | {
@@ -169,6 +180,7 @@ def main() -> None:
     run = Run(arguments.run, arguments.device, preset.get("precision", "32-true"), every=250)
     decoder = Decoder()
     decoder.to(run.device)
+    trust = None if errors is None else confidences(errors).to(run.device)
     torch.manual_seed(arguments.seed)
     gentle = arguments.no_surrogate and preset["adam"] and not arguments.start  # who has started can see
     units = UNAIDED_UNITS if gentle else UNITS
@@ -188,15 +200,17 @@ def main() -> None:
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "curves": [], "seconds": 0.0}
 
     rank, processes = run.fabric.global_rank, run.fabric.world_size
-    start_time, loader, before = time.process_time(), None, 0.0
+    start_time, batches, before = time.process_time(), None, 0.0
     for step in run.steps(state, steps):
-        if loader is None:  # after the state has been resumed
+        if batches is None:  # after the state has been resumed
             before = state["seconds"]
             order = (
                 batch_indices(k, batch, len(pictures), arguments.seed, rank, processes).tolist()
                 for k in range(step, steps)
             )
             loader = iter(DataLoader(pictures, batch_sampler=order, num_workers=arguments.workers))  # type: ignore[arg-type]
+            show = partial(shown, loader, run.device)
+            batches = ahead(show, range(step, steps), run.device)
         if step % arguments.every == 0 and rank == 0:
             encoder.eval()
             point = {"step": step, "pictures": step * batch * processes} | evaluate(
@@ -205,9 +219,7 @@ def main() -> None:
             state["curves"].append(point)
             tqdm.write(json.dumps({k: round(v, 4) for k, v in point.items()}))
         encoder.train()
-        images, landmarks = (part.to(run.device) for part in next(loader))
-        flip = torch.rand(len(images), generator=torch.Generator().manual_seed(step)) < 0.5
-        images, landmarks = mirrored(images, landmarks, flip.to(run.device))
+        images, landmarks = next(batches)
         share, reg = schedule(step / steps, preset["reg"])
         for group, rate in zip(optimiser.param_groups, rates):
             group["lr"] = share * rate if preset["adam"] else rate  # the paper's rates are constant

@@ -30,6 +30,7 @@ from facelab.rendering import rasterizer
 from facelab.rendering.gbuffer import rasterize_surface
 from facelab.rendering.image_formation import normalised_coordinates
 from facelab.support.errors import ParameterError
+from facelab.support.tensors import constant, send
 
 SIDE = 200  # px, of the network's input
 COMPONENTS = {"identity": 200, "expression": 84}
@@ -55,8 +56,8 @@ def decode(model: MorphableModel, r: Tensor, size: int = SIDE) -> Face:
     points = model.landmarks(model.mean)[:, :2]
     low, high = points.amin(0), points.amax(0)
     scale = BOX_SHARE * size / (high - low).max()
-    middle = scale * (low + high) / 2 * points.new_tensor([1.0, -1.0])
-    start = points.new_tensor([0.5, 0.5 + UP]) * size - middle
+    middle = scale * (low + high) / 2 * constant(points, 1.0, -1.0)
+    start = constant(points, 0.5, 0.5 + UP) * size - middle
     camera = WeakPerspectiveCamera(
         euler_to_matrix(UNITS["rotation"] * parts["rotation"]),
         scale * (UNITS["scale"] * parts["scale"][..., 0]).exp(),
@@ -88,7 +89,7 @@ def vectors_of(model: MorphableModel, faces: Face, size: int = SIDE) -> Tensor:
 
 def mixed(truth: Tensor, other: Tensor, generator: torch.Generator) -> Tensor:
     """Eq. 3: r_t between the truth and random vectors (B, P), β uniform in [0, 1]: an estimate on its way."""
-    beta = torch.rand((len(truth), 1), generator=generator).to(truth)
+    beta = send(torch.rand((len(truth), 1), generator=generator), truth)
     return beta * truth + (1 - beta) * other
 
 
@@ -118,7 +119,7 @@ def network_input(
     height, width = images.shape[-2:]
     if height != width:
         raise ParameterError(f"CoarseNet's pictures are square, not {width}×{height}; crop the face first.")
-    grey = (images * images.new_tensor(GREY)[:, None, None]).sum(-3, keepdim=True)
+    grey = (images * constant(images, *GREY)[:, None, None]).sum(-3, keepdim=True)
     if not channels:
         return grey
     maps, mask = feedback(model, r, width)

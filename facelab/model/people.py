@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from facelab.support.tensors import send
+
 SAMPLE_NOISE = 0.3  # share of normal noise in a sampled person's coefficients
 # Actions that people show often; others are drawn a third as often.
 FREQUENT_ACTIONS = ("jawOpen", "mouthSmile", "mouth-corner", "mouth-part", "mouthPucker", "mouthFunnel",
@@ -30,10 +32,10 @@ def draw_people(
     if len(identities):
         kept = math.sqrt(1 - SAMPLE_NOISE**2)
         who = torch.randint(len(identities), (count,), generator=generator, device=generator.device)
-        who = who.to(identities.device)
-        identity = kept * identities[who] + SAMPLE_NOISE * identity.to(identities)
+        who = send(who, identities)
+        identity = kept * identities[who] + SAMPLE_NOISE * send(identity, identities)
         if len(albedos):
-            albedo = kept * albedos[who] + SAMPLE_NOISE * albedo.to(albedos)
+            albedo = kept * albedos[who] + SAMPLE_NOISE * send(albedo, albedos)
     return identity, albedo
 
 
@@ -43,7 +45,7 @@ def draw_expressions(
     """Coefficients (count, size) of expressions: mixtures of `actions` (N, size) with N names, or normal."""
     if not len(actions):
         return _normal(count, size, generator)
-    return sample_actions(names, count, generator).to(actions) @ actions
+    return send(sample_actions(names, count, generator), actions) @ actions
 
 
 def _normal(count: int, size: int, generator: torch.Generator) -> Tensor:
