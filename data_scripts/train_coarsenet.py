@@ -36,9 +36,10 @@ from facelab.methods.coarsenet import (
 from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import encoder
 from facelab.support.files import as_json, sha256_of, write_whole
+from facelab.support.tensors import send
 from facelab.synthetic.augmentation import Degradations
 from facelab.synthetic.corpora import CorpusSpec, Renderer
-from facelab.training import Run, save_checkpoint
+from facelab.training import Run, ahead, save_checkpoint
 
 CHANNELS = {"both": ("pncc", "normals"), "pncc": ("pncc",), "normals": ("normals",), "none": ()}
 HELD_OUT = 4  # batches of 16, of another seed
@@ -78,6 +79,17 @@ def truth_of(source: Renderer, parameters: Tensor, side: int) -> Tensor:
 
 
 @torch.no_grad()
+def examples(source: Renderer, settings: Settings, number: int) -> tuple[Tensor, Tensor]:
+    """What the network sees in batch `number`, and the truth: a function of the number alone."""
+    batch = source.batch(number)
+    truth = truth_of(source, batch["parameters"], settings.side)
+    drawn = torch.Generator().manual_seed(1_000_003 * settings.seed + number)
+    other = truth[send(torch.randperm(len(truth), generator=drawn), truth)]
+    estimate = mixed(truth, other, drawn)
+    return network_input(source.model, estimate, batch["image"], CHANNELS[settings.channels]), truth
+
+
+@torch.no_grad()
 def evaluate(network: nn.Module, settings: Settings, model: MorphableModel) -> dict[str, float]:
     """Errors on held-out pictures after one and four iterations, beside those of the mean face."""
     network.eval()
@@ -110,15 +122,15 @@ def train(folder: Path, settings: Settings, device: str) -> dict[str, Any]:
     sample = truth_of(source, source.batch(0)["parameters"], settings.side)
     balance = float(geometry(sample, 0 * sample).mean() / pose_loss(sample, 0 * sample).mean())
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "seconds": 0.0}
-    began, before = time.perf_counter(), None
+    began, before = time.perf_counter(), 0.0
     rank, processes = run.fabric.global_rank, run.fabric.world_size
+    batches = None
     for step in run.steps(state, settings.steps):
-        before = state["seconds"] if before is None else before
-        batch = source.batch(step * processes + rank)
-        truth = truth_of(source, batch["parameters"], settings.side)
-        drawn = torch.Generator().manual_seed(1_000_003 * settings.seed + step * processes + rank)
-        other = truth[torch.randperm(len(truth), generator=drawn).to(truth.device)]
-        seen = network_input(model, mixed(truth, other, drawn), batch["image"], channels)
+        if batches is None:  # after the state has been resumed
+            before = state["seconds"]
+            numbers = (k * processes + rank for k in range(step, settings.steps))
+            batches = ahead(lambda number: examples(source, settings, number), numbers, run.device)
+        seen, truth = next(batches)
         said = network(seen).float()
         loss = (geometry(said, truth) + balance * pose_loss(said, truth)).mean()
         for group in optimizer.param_groups:

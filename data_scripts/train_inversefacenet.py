@@ -57,9 +57,10 @@ from facelab.photos import DlibDetector, find_face
 from facelab.photos.crops import FaceCrops
 from facelab.support.errors import CorpusError, FacelabError, ParameterError
 from facelab.support.files import guarded, read_tensors, sha256_of, write_whole
+from facelab.support.tensors import send
 from facelab.synthetic.augmentation import to_bytes
 from facelab.synthetic.corpora import CorpusSpec, Renderer
-from facelab.training import Run, batch_indices, save_checkpoint
+from facelab.training import Run, ahead, batch_indices, save_checkpoint
 
 CHUNK = 1000  # pictures in a file
 BRED = ("breeding", "people")
@@ -108,11 +109,11 @@ PRESETS = {
 }  # fmt: skip
 # For `make gpu`, without a detector and in minutes; and its miniature
 PRESETS["gpu"] = Preset(
-    "resnet18", None, SIDE, 100_000, 40_000, 64, "adamw", 1e-3, precision="bf16-mixed", balanced=True,
+    "resnet50", "imagenet", SIDE, 100_000, 40_000, 64, "adamw", 1e-3, precision="bf16-mixed", balanced=True,
     mirror=True,
 )  # fmt: skip
 PRESETS["tiny"] = replace(
-    PRESETS["gpu"], network="small", side=60, corpus=1000, steps=4, batch=8, subdivisions=0,
+    PRESETS["gpu"], network="small", pretrained=None, side=60, corpus=1000, steps=4, batch=8, subdivisions=0,
     precision="32-true",
 )  # fmt: skip
 
@@ -308,6 +309,26 @@ def stages(preset: Preset, row: str) -> Iterable[tuple[int, int]]:
     return [(k, first + rest * k // preset.breedings) for k in range(preset.breedings + 1)]
 
 
+def presented(
+    corpus: Pictures, preset: Preset, seed: int, run: Run, signs: Tensor | None
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """What makes the batch of a step on the run's device: pictures (B, 3, S, S) in [0, 1] and truth (B, P),
+    with `signs` (see `mirror_signs`) half of them mirrored."""
+    rank, processes = run.fabric.global_rank, run.fabric.world_size
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        rows = batch_indices(step, preset.batch, len(corpus), seed, rank, processes)
+        images, truth = (send(part, run.device) for part in corpus.batch(rows))
+        images = images.float() / 255
+        if signs is not None:
+            coin = send(torch.rand(len(rows), 1, generator=generator(seed, step, rank)) < 0.5, run.device)
+            images = torch.where(coin[..., None, None], images.flip(-1), images)
+            truth = torch.where(coin, signs * truth, truth)
+        return images, truth
+
+    return batch
+
+
 def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     """One row of Table 1; the network and how it came about."""
     began = time.perf_counter()
@@ -337,19 +358,13 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         if stage and (row != "breeding" or state["step"] < last):
             new = bred_corpus(args, preset, model, network, stage, new)
             corpus = new if row == "breeding" else corpus + new
+        batches = ahead(
+            presented(corpus, preset, args.seed, run, signs), range(state["step"], last), run.device
+        )
         for step in run.steps(state, last):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(preset, step)
-            rows = batch_indices(
-                step, preset.batch, len(corpus), args.seed, run.fabric.global_rank, run.fabric.world_size
-            )
-            images, truth = (part.to(run.device, non_blocking=True) for part in corpus.batch(rows))
-            images = images.float() / 255
-            if signs is not None:
-                coin = torch.rand(len(rows), 1, generator=generator(args.seed, step, run.fabric.global_rank))
-                coin = (coin < 0.5).to(run.device)
-                images = torch.where(coin[..., None, None], images.flip(-1), images)
-                truth = torch.where(coin, signs * truth, truth)
+            images, truth = next(batches)
             loss = parameter_loss(network(images), truth, weights).mean()
             run.backward(loss)
             optimizer.step()

@@ -20,6 +20,8 @@ import platform
 import subprocess
 import time
 import warnings
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,10 @@ from facelab.photos import DlibDetector
 from facelab.photos.crops import FaceCrops, seed_of
 from facelab.support.errors import CorpusError
 from facelab.support.files import as_json, guarded, read_tensors, write_whole
+from facelab.support.tensors import send
 from facelab.synthetic.augmentation import Degradations
 from facelab.synthetic.corpora import Corpus, CorpusSpec, Renderer, build_corpus, is_finished
-from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
+from facelab.training import Run, ahead, batch_indices, load_checkpoint, save_checkpoint
 
 PRESETS: dict[str, dict[str, Any]] = {
     # kind, side, border, pictures, batch, steps, optimiser, rate, z rate, w_reg, w_beta, w_land
@@ -134,6 +137,12 @@ def blur(images: Tensor, progress: float) -> Tensor:
     return avg_pool2d(images, block) if block > 1 else images
 
 
+def shown(parts: Iterator[list[Tensor]], device: torch.device, _: int) -> tuple[Tensor, Tensor]:
+    """The next pictures and landmarks, on the device."""
+    images, landmarks = (send(part, device) for part in next(parts))
+    return images, landmarks
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -206,7 +215,7 @@ def train(args: argparse.Namespace, run: Run, batches: Batches) -> tuple[Encoder
     weights = Weights(
         land=settings.get("land", 1.0), reg=settings["reg"], reflectance=settings["reflectance"]
     )
-    trust = confidences(batches.errors)
+    trust = confidences(batches.errors).to(run.device)
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "curves": [], "seconds": 0.0}
 
     def measure(step: int) -> None:
@@ -221,13 +230,12 @@ def train(args: argparse.Namespace, run: Run, batches: Batches) -> tuple[Encoder
         if loader is None:  # after the state has been resumed
             before = state["seconds"]
             order = range(step, steps)
-            loader = iter(
-                DataLoader(batches, batch_size=None, sampler=order, num_workers=args.workers)
-            )
+            parts = iter(DataLoader(batches, batch_size=None, sampler=order, num_workers=args.workers))
+            loader = ahead(partial(shown, parts, run.device), order, run.device)
         if step % args.every == 0 and run.fabric.global_rank == 0:
             measure(step)
         encoder.train()
-        images, landmarks = (part.to(run.device) for part in next(loader))
+        images, landmarks = next(loader)
         for group, rate in zip(optimiser.param_groups, rates):  # the paper's rates are constant
             group["lr"] = share_of_rate(step / steps) * rate if settings["adam"] else rate
         code = network(images).float()

@@ -16,9 +16,12 @@ was killed and started again ends with the same weights as one that was not.
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +35,7 @@ from facelab.support.files import DATA, as_json, guarded, read_json, read_tensor
 
 CHECKPOINTS = DATA / "checkpoints"
 SCALE, SMALL = ".scale", 4096  # of rows kept as 8-bit numbers; tensors that are not worth it
+Batch = TypeVar("Batch", dict[str, Tensor], tuple[Tensor, ...])
 WINDOW = 20  # steps between two looks at the loss: each makes a GPU wait
 
 
@@ -211,6 +215,50 @@ def batch_indices(
     epochs = range(first // count, (first + batch - 1) // count + 1)
     order = np.concatenate([np.random.default_rng([seed, epoch]).permutation(count) for epoch in epochs])
     return torch.from_numpy(order[first - epochs[0] * count :][:batch])
+
+
+def ahead(
+    make: Callable[[int], Batch], numbers: Iterable[int], device: torch.device, count: int = 2
+) -> Iterator[Batch]:
+    """The batches `make(number)` of `numbers`, in order, without gradients.
+
+    On a GPU a thread makes `count` of them ahead, on a stream of its own: whatever making a batch waits for
+    (files, JPEG, masks, a copy that is not pinned) no step waits for. On a CPU, which would only be shared,
+    each is made when it is its turn. Raises what `make` raises, in the place of its batch.
+    """
+    if device.type == "cpu":
+        for number in numbers:
+            with torch.no_grad():
+                batch = make(number)
+            yield batch
+        return
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def work(number: int) -> tuple[Batch, Any]:
+        with torch.no_grad(), torch.cuda.stream(stream) if stream else nullcontext():
+            return make(number), stream and stream.record_event()
+
+    with ThreadPoolExecutor(1) as thread:
+        waiting: deque[Future[tuple[Batch, Any]]] = deque()
+        try:
+            for number in numbers:
+                waiting.append(thread.submit(work, number))
+                if len(waiting) > count:
+                    yield _taken(*waiting.popleft().result())
+            while waiting:
+                yield _taken(*waiting.popleft().result())
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
+def _taken(batch: Batch, made: Any) -> Batch:
+    """Let the GPU, not the processor, wait for a batch of another stream, and keep its memory until used."""
+    if made is not None:
+        here = torch.cuda.current_stream()
+        here.wait_event(made)
+        for tensor in batch.values() if isinstance(batch, dict) else batch:
+            tensor.record_stream(here)
+    return batch
 
 
 # --- weights that ship --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@ import io
 import json
 import math
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,19 @@ import torch
 import trimesh
 from PIL import Image
 
-from facelab.export import F0_WHITE, bake_texture, export_glb, export_obj, roughness, textured_mesh
+from facelab.export import (
+    F0_WHITE,
+    bake_texture,
+    export_glb,
+    export_obj,
+    frames,
+    roughness,
+    tangents,
+    textured_mesh,
+    with_relief,
+)
 from facelab.geometry.camera import PerspectiveCamera
+from facelab.geometry.mesh import vertex_normals
 from facelab.model.morphable_model import MorphableModel
 from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
 from facelab.rendering.illumination import SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
@@ -238,3 +250,79 @@ def test_obj_keeps_any_name_and_has_the_glb_s_roughness(tube: MorphableModel, na
     assert used == [values["newmtl"]] and " " not in values["newmtl"]
     assert 1 - math.sqrt(float(values["Ns"]) / 1000) == pytest.approx(roughness(20.0), abs=1e-3)
     assert float(values["Pr"]) == pytest.approx(roughness(20.0), abs=1e-3)
+
+
+# --- relief
+# --------------------------------------------------------------------------------------------------
+
+
+def bumpy(tube: MorphableModel, size: int) -> torch.Tensor:
+    """Normals (3, size, size) in model space of the barrel with waves around and along it."""
+    normals = vertex_normals(tube.mean, tube.triangles)
+    baked = bake_texture(
+        torch.cat([tube.mean, normals], -1), tube.triangles, tube.uv, tube.uv_triangles, size
+    )
+    wave = torch.stack([baked[1].mul(0.2).sin(), baked[0].mul(0.15).cos(), 0 * baked[0]])
+    return torch.nn.functional.normalize(baked[3:] + 0.3 * wave, dim=0)
+
+
+def test_tangents_follow_the_map(tube, mesh):
+    """Around the barrel u runs along the horizontal tangent and v upwards."""
+    tangent = tangents(mesh)
+    assert torch.equal(tangent[:, 3], torch.ones(len(tangent)))
+    x, _, z = mesh.vertices.T
+    around = torch.stack([z, 0 * x, -x], -1)
+    around = around / around.norm(dim=-1, keepdim=True)
+    inner = (mesh.uv[:, 1] > 0.25) & (mesh.uv[:, 1] < 0.85)
+    assert ((tangent[:, :3] * around).sum(-1)[inner] > 0.99).all()
+    assert (tangent[:, :3] * mesh.normals).sum(-1).abs().max() < 1e-5
+    assert ((torch.linalg.cross(mesh.normals, tangent[:, :3])[:, 1])[inner] > 0.8).all(), "v goes up"
+    mirrored_uv = replace(mesh, uv=torch.stack([1 - mesh.uv[:, 0], mesh.uv[:, 1]], -1))
+    assert torch.equal(tangents(mirrored_uv)[:, 3], -torch.ones(len(tangent))), "a mirrored map says so"
+
+
+def test_a_flat_relief_is_glTF_s_neutral_colour(tube, mesh):
+    flat = with_relief(mesh, frames(mesh, 64)[:, 2])
+    torch.testing.assert_close(flat.relief[2], torch.ones(64, 64), atol=1e-5, rtol=0)
+    assert flat.relief[:2].abs().max() < 1e-5
+
+
+def test_normal_texture_round_trip(tube, mesh, tmp_path):
+    """Read as a glTF viewer does: the texture in the frame of the vertices' NORMAL and TANGENT gives the
+    normals that went in; the mesh alone does not."""
+    wanted = bumpy(tube, SIZE)
+    path = export_glb(with_relief(mesh, wanted), tmp_path / "relief.glb")
+    tree, view = read_glb(path)
+    material, attributes = tree["materials"][0], tree["meshes"][0]["primitives"][0]["attributes"]
+
+    def values(name: str, width: int) -> torch.Tensor:
+        accessor = tree["accessors"][attributes[name]]
+        assert accessor["count"] == len(mesh.vertices)
+        data = np.frombuffer(view(accessor["bufferView"]), np.float32).reshape(-1, width)[: accessor["count"]]
+        return torch.from_numpy(data.copy())
+
+    normals, tangent = values("NORMAL", 3), values("TANGENT", 4)
+    source = tree["textures"][material["normalTexture"]["index"]]["source"]
+    picture = np.asarray(Image.open(io.BytesIO(view(tree["images"][source]["bufferView"]))), dtype=np.float32)
+    local = torch.from_numpy(sample(picture / 255 * 2 - 1, mesh.uv.numpy()))
+    bitangent = torch.linalg.cross(normals, tangent[:, :3]) * tangent[:, 3:]
+    shown = local[:, :1] * tangent[:, :3] + local[:, 1:2] * bitangent + local[:, 2:] * normals
+    expected = torch.from_numpy(sample(wanted.permute(1, 2, 0).numpy(), mesh.uv.numpy()))
+
+    def angle(a: torch.Tensor) -> float:
+        cosine = torch.nn.functional.cosine_similarity(a, expected, dim=-1).clamp(-1, 1)
+        return float(cosine.acos().rad2deg().mean())
+
+    assert angle(shown) < 1.5 and angle(shown) < 0.15 * angle(normals)
+    loaded = trimesh.load_mesh(path, process=False)
+    assert loaded.visual.material.normalTexture is not None
+    check_round_trip(loaded, mesh, 0.001)
+    both = export_glb(with_relief(mesh, wanted), tmp_path / "both.glb")
+    assert "KHR_materials_specular" in read_glb(both)[0]["materials"][0]["extensions"]
+
+
+def test_relief_of_another_shape_or_with_nan_is_refused(mesh):
+    with pytest.raises(MeshError, match="normal map"):
+        with_relief(mesh, torch.zeros(3, 8, 9))
+    with pytest.raises(ParameterError, match="NaN"):
+        with_relief(mesh, torch.full((3, 8, 8), float("nan")))

@@ -10,7 +10,8 @@ from facelab.networks import KINDS, Regressor, encoder, last_layer
 from facelab.support.errors import ModelFileError, ParameterError
 from facelab.training import save_checkpoint
 
-COUNTS = {"alexnet": 61_100_840, "resnet18": 11_689_512, "resnet101": 44_549_160, "vgg": 138_357_544}
+COUNTS = {"alexnet": 61_100_840, "resnet18": 11_689_512, "resnet50": 25_557_032,
+          "resnet101": 44_549_160, "vgg": 138_357_544}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", COUNTS)
@@ -31,6 +32,8 @@ def test_names_are_torchvision_s() -> None:
             "layer4.1.bn2.weight", "fc.bias"} <= names["resnet18"]  # fmt: skip
     assert {"layer3.22.conv3.weight", "layer1.0.downsample.0.weight"} <= names["resnet101"]
     assert len(names["alexnet"]) == 16 and len(names["vgg"]) == 32
+    assert {"layer3.5.conv3.weight", "layer4.2.bn3.weight"} <= names["resnet50"]
+    assert len(names["resnet50"]) == 320
     assert len(names["resnet18"]) == 122 and len(names["resnet101"]) == 626
 
 

@@ -9,6 +9,7 @@ from facelab.evaluation import metrics
 from facelab.methods.mofa import LANDMARKS, LAYOUT, Decoder, Z, loss_terms
 from facelab.model.morphable_model import MorphableModel
 from facelab.rendering.illumination import shading_coefficients
+from facelab.support.tensors import constant
 from facelab.synthetic.distributions import DISTRIBUTIONS
 
 MIRROR = [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1), *range(45, 41, -1), 
@@ -19,8 +20,8 @@ MIRROR = [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30,
 
 def mirrored(images: Tensor, landmarks: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures (B, 3, S, S) and landmarks (B, 68, 2) px, those of `which` (B,) bool seen in a mirror."""
-    other = landmarks[:, MIRROR] * landmarks.new_tensor([-1.0, 1.0])
-    other = other + landmarks.new_tensor([images.shape[-1], 0.0])
+    other = landmarks.index_select(1, constant(landmarks, *MIRROR, dtype=torch.int64))
+    other = other * constant(landmarks, -1.0, 1.0) + constant(landmarks, float(images.shape[-1]), 0.0)
     flipped = torch.where(which[:, None, None, None], images.flip(-1), images)
     return flipped, torch.where(which[:, None, None], other, landmarks)
 

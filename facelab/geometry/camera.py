@@ -17,6 +17,7 @@ from torch import Tensor
 from facelab.geometry.mesh import normalise
 from facelab.geometry.rotations import euler_to_matrix
 from facelab.support.errors import ParameterError
+from facelab.support.tensors import constant
 
 NEAR_MM = 1.0
 """Points nearer than this (or behind the camera) are projected as if they were this far away, so that x and y
@@ -160,7 +161,7 @@ class WeakPerspectiveCamera:
 
     def to_camera(self, points: Tensor) -> Tensor:
         """Model space -> camera space, both `(..., N, 3)` in mm; the origin goes to (0, 0, -depth)."""
-        return points @ self.rotation.mT - self.rotation.new_tensor([0.0, 0.0, self.depth])
+        return points @ self.rotation.mT - constant(self.rotation, 0.0, 0.0, self.depth)
 
     def to_screen(self, points_camera: Tensor) -> Tensor:
         """Camera space `(..., N, 3)` mm -> screen `(..., N, 3)` = x, y in pixels and depth in mm."""
@@ -175,7 +176,7 @@ class WeakPerspectiveCamera:
 
     def view_directions(self, points_camera: Tensor) -> Tensor:
         """Unit vectors towards the camera: +z for every point `(..., N, 3)`, since all rays are parallel."""
-        return points_camera.new_tensor([0.0, 0.0, 1.0]).expand_as(points_camera)
+        return constant(points_camera, 0.0, 0.0, 1.0).expand_as(points_camera)
 
 
 Camera = PerspectiveCamera | WeakPerspectiveCamera

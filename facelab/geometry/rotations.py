@@ -10,7 +10,7 @@ def euler_to_matrix(angles: Tensor) -> Tensor:
     Positive pitch turns the face down, positive yaw turns it to the image's right, positive roll tilts it
     counter-clockwise in the image. This is the "xyz" order (about fixed axes, x first) of the papers.
     """
-    return roma.euler_to_rotmat("xyz", angles)
+    return roma.euler_to_rotmat("xyz", angles.unbind(-1))
 
 
 def matrix_to_euler(rotation: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from facelab.model.morphable_model import MorphableModel
 from facelab.rendering import rasterizer
 from facelab.rendering.colour import linear_to_srgb
 from facelab.support.errors import ParameterError
+from facelab.support.tensors import send
 from facelab.synthetic.augmentation import (
     Degradations,
     degrade,
@@ -45,12 +46,13 @@ def detector_noise(landmarks: Tensor, generator: torch.Generator) -> Tensor:
     rendered pictures (median distance 3 % of the face); waves of zero, one half and one period along a part.
     """
     size = (landmarks.amax(-2) - landmarks.amin(-2)).amax(-1)[:, None, None]
-    moved = landmarks + 0.01 * size * torch.randn(len(landmarks), 1, 2, generator=generator).to(landmarks)
+    shift = torch.randn(len(landmarks), 1, 2, generator=generator)
+    moved = landmarks + 0.01 * size * send(shift, landmarks)
     for part, strength in ((slice(0, 17), 0.02), (slice(17, 27), 0.014), (slice(48, 68), 0.015)):
         count = part.stop - part.start
         wave = torch.outer(torch.linspace(0, math.pi, count), torch.arange(3.0)).cos()
         heights = torch.randn(len(landmarks), 3, 2, generator=generator)
-        moved[:, part] += strength * size * (wave @ heights).to(landmarks)
+        moved[:, part] += strength * size * send(wave @ heights, landmarks)
     return moved
 
 
@@ -86,14 +88,15 @@ def synthesise(
     index = rasterizer.rasterize(shaded.screen, model.triangles, width, width)
     colours = linear_to_srgb(shaded.colour.clamp(0, 1))
     values, _ = rasterizer.interpolate(shaded.screen, model.triangles, index, colours)
-    background = procedural_backgrounds(len(theta), width, width, generator).to(values)
+    background = procedural_backgrounds(len(theta), width, width, generator, values.device)
     image = torch.where(index[:, None] >= 0, values, background)
     if flaws:
         image, _ = occlude(image, index[:, None] >= 0, truth, OCCLUDED, generator)
         image = degrade(image, FLAWS, generator)
     if width != SIDE:
         image = resize(image, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
-    image = image * torch.stack([face_mask(points * (SIDE / width)) for points in found])
+    masks = [face_mask(points * (SIDE / width)) for points in found.cpu()]  # waits for a GPU
+    image = image * send(torch.stack(masks), image)
     image = avg_pool2d(image, SIDE // side) if side < SIDE else image
     return to_bytes(image), torch.cat([theta, box_of(truth, width)], -1)
 
@@ -143,12 +146,13 @@ def breed(
     for name, part in parts.items():
         if name == "rotation":
             drawn = 2 * torch.rand(part.shape, generator=generator) - 1
-            bred[name] = part + math.radians(NOISE[name]) * drawn.to(part)
+            bred[name] = part + math.radians(NOISE[name]) * send(drawn, part)
             continue
         if name == "light" and errors is not None:
-            bred[name] = part + errors[torch.randint(len(errors), (len(part),), generator=generator)].to(part)
+            drawn = torch.randint(len(errors), (len(part),), generator=generator)
+            bred[name] = part + send(errors[drawn], part)
             continue
-        bred[name] = part + NOISE[name] * torch.randn(part.shape, generator=generator).to(part)
+        bred[name] = part + NOISE[name] * send(torch.randn(part.shape, generator=generator), part)
     if people:
         bred |= population(model, len(bred["light"]), generator)
     return clamp_parameters(model, DISTRIBUTION.layout(model).join(bred))
@@ -167,4 +171,4 @@ def population(model: MorphableModel, count: int, generator: torch.Generator) ->
 
 def _shuffled(part: Tensor, generator: torch.Generator) -> Tensor:
     """Rows (N, C) in another order."""
-    return part[torch.rand(len(part), generator=generator).argsort().to(part.device)]
+    return part[send(torch.rand(len(part), generator=generator).argsort(), part)]

@@ -14,19 +14,23 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from facelab.geometry.camera import WeakPerspectiveCamera
 from facelab.geometry.rotations import euler_to_matrix, matrix_to_euler
+from facelab.methods.energy import Settings
+from facelab.methods.fitting import fit_landmarks
 from facelab.methods.mofa import face_square
 from facelab.model.face import Face
 from facelab.model.layout import ParameterLayout
 from facelab.model.morphable_model import MorphableModel
 from facelab.model.records import Reconstruction
-from facelab.photos import LandmarkDetector, check_image
+from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_face
 from facelab.rendering import rasterizer
 from facelab.rendering.gbuffer import rasterize_surface
 from facelab.rendering.image_formation import normalised_coordinates
 from facelab.support.errors import ParameterError
+from facelab.support.tensors import constant, send
 
 SIDE = 200  # px, of the network's input
 COMPONENTS = {"identity": 200, "expression": 84}
@@ -52,8 +56,8 @@ def decode(model: MorphableModel, r: Tensor, size: int = SIDE) -> Face:
     points = model.landmarks(model.mean)[:, :2]
     low, high = points.amin(0), points.amax(0)
     scale = BOX_SHARE * size / (high - low).max()
-    middle = scale * (low + high) / 2 * points.new_tensor([1.0, -1.0])
-    start = points.new_tensor([0.5, 0.5 + UP]) * size - middle
+    middle = scale * (low + high) / 2 * constant(points, 1.0, -1.0)
+    start = constant(points, 0.5, 0.5 + UP) * size - middle
     camera = WeakPerspectiveCamera(
         euler_to_matrix(UNITS["rotation"] * parts["rotation"]),
         scale * (UNITS["scale"] * parts["scale"][..., 0]).exp(),
@@ -85,7 +89,7 @@ def vectors_of(model: MorphableModel, faces: Face, size: int = SIDE) -> Tensor:
 
 def mixed(truth: Tensor, other: Tensor, generator: torch.Generator) -> Tensor:
     """Eq. 3: r_t between the truth and random vectors (B, P), β uniform in [0, 1]: an estimate on its way."""
-    beta = torch.rand((len(truth), 1), generator=generator).to(truth)
+    beta = send(torch.rand((len(truth), 1), generator=generator), truth)
     return beta * truth + (1 - beta) * other
 
 
@@ -115,7 +119,7 @@ def network_input(
     height, width = images.shape[-2:]
     if height != width:
         raise ParameterError(f"CoarseNet's pictures are square, not {width}×{height}; crop the face first.")
-    grey = (images * images.new_tensor(GREY)[:, None, None]).sum(-3, keepdim=True)
+    grey = (images * constant(images, *GREY)[:, None, None]).sum(-3, keepdim=True)
     if not channels:
         return grey
     maps, mask = feedback(model, r, width)
@@ -211,10 +215,50 @@ class CoarseNet:
         self.model = model or MorphableModel.load(subdivisions=0)
         self.fine = MorphableModel.load() if model is None else model
 
+    def look(self, image: Tensor, side: int | None = None) -> tuple[Crop, Tensor]:
+        """The square around the face in a (3, H, W) sRGB picture, at `side` px, and what the network says
+        (P,) about it. Raises NoFaceError and what `check_image` raises."""
+        check_image(image)
+        crop = face_square(image, self.detector, side or self.side)
+        small = shrunk(crop.image[None], self.side)
+        return crop, iterate(self.network, self.model, small, self.iterations)[-1][0]
+
     def reconstruct(self, image: Tensor) -> Reconstruction:
         """The face in a (3, H, W) sRGB picture. Raises NoFaceError and what `check_image` raises."""
-        check_image(image)
-        crop = face_square(image, self.detector, self.side)
-        r = iterate(self.network, self.model, crop.image[None], self.iterations)[-1][0]
+        crop, r = self.look(image)
         face = decode(self.model, r, self.side).in_photo(crop)
         return Reconstruction.of(face, self.fine, *image.shape[-2:])
+
+
+def shrunk(images: Tensor, side: int) -> Tensor:
+    """Square pictures (B, 3, S, S) at side×side px."""
+    if images.shape[-1] == side:
+        return images
+    return interpolate(images, (side, side), mode="bilinear", antialias=images.shape[-1] > side)
+
+
+class LandmarkFace:
+    """What stands in for CoarseNet where none is trained: the face that fits detected landmarks, as a vector
+    r.
+
+    Args:
+        model: the face model, on any level of detail.
+        detector: finds the landmarks.
+    """
+
+    def __init__(self, model: MorphableModel | None = None, detector: LandmarkDetector | None = None) -> None:
+        self.model, self.detector = model or MorphableModel.load(subdivisions=0), detector
+        self.fine = MorphableModel.load() if model is None else model
+
+    def look(self, image: Tensor, side: int = SIDE) -> tuple[Crop, Tensor]:
+        """The square around the face in a (3, H, W) sRGB picture, at `side` px, and its vector (P,).
+        Raises NoFaceError and what `check_image` raises."""
+        check_image(image)
+        crop = crop_face(image, find_face(image, self.detector).landmarks, side)
+        return crop, self.vector(crop.landmarks, side)
+
+    def vector(self, landmarks: Tensor, side: int) -> Tensor:
+        """The vector (P,) of the face that fits landmarks (68, 2) px of a picture of side×side."""
+        settings = Settings(identity=layout(self.model).sizes["identity"])
+        fit = fit_landmarks(self.model, [landmarks * (settings.size / side)], settings)[0]
+        return vectors_of(self.model, fit.face(side), side)

@@ -38,6 +38,7 @@ from facelab.rendering.illumination import SphericalHarmonicsLight
 from facelab.rendering.image_formation import VertexPicture
 from facelab.support.errors import ParameterError
 from facelab.support.files import sha256_of
+from facelab.support.tensors import constant
 from facelab.synthetic.distributions import LIGHT_UNIT
 
 LAYOUT = ParameterLayout(shape=80, expression=64, reflectance=80, rotation=3, translation=3, light=27)
@@ -102,7 +103,7 @@ class Decoder:
         camera = PerspectiveCamera(
             euler_to_matrix(parts["rotation"]),
             self.start.to(code) + parts["translation"],
-            code.new_tensor(self.focal * size),
+            code.new_full((), self.focal * size),
             code.new_full((2,), size / 2),
         )
         shade = SphericalHarmonicsLight(light)
@@ -179,9 +180,10 @@ def loss_terms(
     }
     total = weights.photo * terms["photo"] + weights.reg * terms["reg"]
     if landmarks is not None:
-        points = face.camera.project(surface.landmarks[..., list(LANDMARKS), :])[..., :2]
-        trust = None if confidences is None else confidences[..., list(LANDMARKS)].to(points)
-        found = landmarks[..., list(LANDMARKS), :]
+        used = constant(code, *LANDMARKS, dtype=torch.int64)
+        points = face.camera.project(surface.landmarks.index_select(-2, used))[..., :2]
+        trust = None if confidences is None else confidences.to(points).index_select(-1, used)
+        found = landmarks.index_select(-2, used)
         terms["land"] = losses.landmark(points, found, trust, size)  # Eq. 9
         total = total + weights.land * terms["land"]
     return terms | {"total": total}

@@ -66,14 +66,16 @@ def estimate_albedo(
 
 
 def _solve(rows: Tensor, wanted: Tensor) -> Tensor:
-    """min |rowsᵀ x - wanted|: rows (..., K, N), wanted (..., 1, N) -> (..., K, 1), by normal equations.
+    """min |rowsᵀ x - wanted|: rows (..., K, N), wanted (..., 1, N) -> (..., K, 1), by normal equations, in
+    double precision: they square how nearly alike the rows are (a frontal face's n_z and 1).
 
     A millionth of the diagonal is added, so that an empty mask, or a light that no normal shows, gives zero.
     """
+    kind, rows, wanted = rows.dtype, rows.double(), wanted.double()
     normal = rows @ rows.mT
     diagonal = normal.diagonal(dim1=-2, dim2=-1)
     ridge = 1e-6 * diagonal + 1e-12
-    return torch.linalg.solve(normal + torch.diag_embed(ridge), rows @ wanted.mT)
+    return torch.linalg.solve(normal + torch.diag_embed(ridge), rows @ wanted.mT).to(kind)
 
 
 def laplacian(depth: Tensor) -> Tensor:

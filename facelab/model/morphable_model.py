@@ -19,7 +19,7 @@ from facelab.model.model_file import decode, read_checked, refine, write_model
 from facelab.model.people import draw_expressions, draw_people
 from facelab.support.errors import ModelFileError, ParameterError
 from facelab.support.files import DATA, guarded
-from facelab.support.tensors import finite, one_line
+from facelab.support.tensors import constant, finite, one_line, send
 
 REGIONS = ("skin", "lips", "lids", "eyes", "interior", "teeth")
 DEFAULT_MODEL = DATA / "face_model.safetensors"
@@ -154,7 +154,8 @@ class MorphableModel:
         for name, limit in limits.items():
             ids = getattr(self, name)
             lowest = -1 if name == "contour_rows" else 0
-            if ids.numel() and (ids.min() < lowest or ids.max() >= limit):
+            looked_at = ids.numel() and ids.device.type == "cpu"  # as it came from a file; a GPU would wait
+            if looked_at and (ids.min() < lowest or ids.max() >= limit):
                 raise ModelFileError(f"The face model's {name!r} points outside the mesh; build it again.")
 
     # --- files ----------------------------------------------------------------------------------------------
@@ -287,9 +288,9 @@ class MorphableModel:
             self.actions, self.action_names, len(self.expression_basis), count, generator
         )
         return {
-            "identity": identity_scale * identity.to(self.mean),
-            "expression": expression_scale * expression.to(self.mean),
-            "albedo": albedo_scale * albedo.to(self.mean),
+            "identity": identity_scale * send(identity, self.mean),
+            "expression": expression_scale * send(expression, self.mean),
+            "albedo": albedo_scale * send(albedo, self.mean),
         }
 
     def landmarks(self, vertices: Tensor, rotation: Tensor | None = None) -> Tensor:
@@ -321,7 +322,7 @@ class MorphableModel:
             return index, weight
         points = (vertices[..., corners[:17], :] * self.landmark_weights[:17, :, None]).sum(-2)
         chosen, slid = visible_contour(points, vertices, self.contour_rows, rotation)
-        vertex = weight.new_tensor([1.0, 0.0, 0.0])
+        vertex = constant(weight, 1.0, 0.0, 0.0)
         jaw = torch.where(slid, chosen, index[..., :17, :])
         share = torch.where(slid, vertex, weight[..., :17, :])
         return torch.cat([jaw, index[..., 17:, :]], -2), torch.cat([share, weight[..., 17:, :]], -2)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from facelab.support.tensors import send
+
 # Share of normal noise in a sampled person's coefficients; more of it stains dark skins.
 IDENTITY_NOISE, ALBEDO_NOISE = 0.3, 0.1
 # Actions that people show often; others are drawn a third as often.
@@ -30,7 +32,7 @@ def draw_people(
     identity, albedo = (_normal(count, size, generator) for size in sizes)
     if len(identities):
         who = torch.randint(len(identities), (count,), generator=generator, device=generator.device)
-        who = who.to(identities.device)
+        who = send(who, identities)
         identity = _mixed(identities[who], identity, IDENTITY_NOISE)
         if len(albedos):
             albedo = _mixed(albedos[who], albedo, ALBEDO_NOISE)
@@ -43,12 +45,12 @@ def draw_expressions(
     """Coefficients (count, size) of expressions: mixtures of `actions` (N, size) with N names, or normal."""
     if not len(actions):
         return _normal(count, size, generator)
-    return sample_actions(names, count, generator).to(actions) @ actions
+    return send(sample_actions(names, count, generator), actions) @ actions
 
 
 def _mixed(coefficients: Tensor, noise: Tensor, share: float) -> Tensor:
     """Coefficients with a share of noise; both, and so the mixture, of variance 1."""
-    return math.sqrt(1 - share**2) * coefficients + share * noise.to(coefficients)
+    return math.sqrt(1 - share**2) * coefficients + share * send(noise, coefficients)
 
 
 def _normal(count: int, size: int, generator: torch.Generator) -> Tensor:

@@ -78,7 +78,7 @@ def vgg(outputs: int, channels: int = 3) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Residual block of ResNet-18 (two 3×3) or, as a bottleneck, of ResNet-101 (1×1, 3×3, 1×1)."""
+    """Residual block of ResNet-18 (two 3×3) or, as a bottleneck, of ResNet-50 and 101 (1×1, 3×3, 1×1)."""
 
     def __init__(self, i: int, width: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
@@ -208,9 +208,10 @@ KINDS: dict[str, Callable[[int, int], nn.Module]] = {
     "alexnet": alexnet,
     "vgg": vgg,
     "resnet18": _resnet((2, 2, 2, 2), False),
+    "resnet50": _resnet((3, 4, 6, 3), True),
     "resnet101": _resnet((3, 4, 23, 3), True),
 }
-TORCHVISION = {"alexnet": "alexnet", "vgg": "vgg16", "resnet18": "resnet18", "resnet101": "resnet101"}
+TORCHVISION = {name: name for name in ("alexnet", "resnet18", "resnet50", "resnet101")} | {"vgg": "vgg16"}
 
 
 def last_layer(network: nn.Module) -> nn.Linear:
@@ -229,7 +230,8 @@ def encoder(
     """A network (B, channels, H, W) in [0, 1] -> (B, outputs).
 
     Args:
-        kind: "small" or "medium" (CPU), "alexnet", "vgg" (16 layers), "resnet18" or "resnet101".
+        kind: "small" or "medium" (CPU), "alexnet", "vgg" (16 layers), "resnet18", "resnet50" or
+            "resnet101".
         final: weights of the last layer: "normal" N(0, 0.01) (InverseFaceNet), "zero" (MoFA) or "xavier"; its
             biases are zero.
         pretrained: "imagenet": torchvision's weights, with a warning where torchvision or the weights cannot

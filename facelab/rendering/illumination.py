@@ -22,6 +22,7 @@ from torch import Tensor
 
 from facelab.geometry.mesh import dot, normalise
 from facelab.support.errors import ParameterError
+from facelab.support.tensors import constant
 
 SH_CONSTANTS = (
     math.sqrt(1 / (4 * math.pi)),  # 1
@@ -75,7 +76,7 @@ def directional_to_sh(direction: Tensor, colour: Tensor) -> Tensor:
     Hanrahan 2001). With c = n.l it is 3/32 + c/2 + 15/32 c²: at most 0.094 off, and -0.04 at its lowest.
     """
     kernel = [CLAMPED_COSINE[band] for band in (0, 1, 1, 1, 2, 2, 2, 2, 2)]
-    weights = sh_basis(normalise(direction)) * direction.new_tensor(kernel)
+    weights = sh_basis(normalise(direction)) * constant(direction, *kernel)
     return weights[..., :, None] * colour[..., None, :]
 
 

@@ -1,4 +1,8 @@
-"""Tensors looked at: whether their values are finite, and how objects that hold them are printed."""
+"""Tensors looked at, and sent to a GPU without the processor waiting for it, as a plain copy does.
+
+light = send(drawn, image)                     # random numbers of the CPU, beside `image`
+grey = (image * constant(image, 0.3, 0.6, 0.1)[:, None, None]).sum(-3)
+"""
 
 from typing import Any, TypeVar
 
@@ -7,6 +11,7 @@ from torch import Tensor
 
 Class = TypeVar("Class", bound=type)
 LONGEST = 300
+_constants: dict[tuple[object, ...], Tensor] = {}
 
 
 def finite(*tensors: Tensor) -> bool:
@@ -23,6 +28,28 @@ def finite(*tensors: Tensor) -> bool:
     )
 
 
+def constant(like: Tensor, *values: float, dtype: torch.dtype | None = None) -> Tensor:
+    """The values as a vector `(N,)` on the device of `like`, of its type or `dtype`. Made once and shared:
+    never change it in place."""
+    key = (values, dtype or like.dtype, like.device)
+    if key in _constants:
+        return _constants[key]
+    with torch.inference_mode(False):
+        made = torch.tensor(values, dtype=dtype or like.dtype, device=like.device)
+    if not torch._C._functorch.is_functorch_wrapped_tensor(made):  # of one transformation only
+        _constants[key] = made
+    return made
+
+
+def send(values: Tensor, like: Tensor | torch.device | str) -> Tensor:
+    """`values` of the CPU on the device of `like`; if that is a tensor, in its type, too, whole numbers and
+    truth values excepted. The copy is in order with what the device does, and nobody waits for it."""
+    if not isinstance(like, Tensor):
+        return values.to(like, non_blocking=True)
+    dtype = like.dtype if values.is_floating_point() else values.dtype
+    return values.to(like.device, dtype, non_blocking=True)
+
+
 def one_line(kind: Class) -> Class:
     """A class decorator: `repr` names the attributes that are there, and what they are."""
 
@@ -30,7 +57,7 @@ def one_line(kind: Class) -> Class:
         shown = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         parts = [f"{name} {said}" for name, value in shown.items() if (said := _said(value))]
         text = f"{kind.__name__}({', '.join(parts)})"
-        return text if len(text) <= LONGEST else f"{text[:LONGEST - 2]}…)"
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - 2]}…)"
 
     setattr(kind, "__repr__", represent)  # noqa: B010, mypy takes the assignment for a mistake
     return kind

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from facelab.support.errors import ParameterError
+from facelab.support.tensors import send
 
 
 def uniform(low: float, high: float, *shape: int, generator: torch.Generator) -> Tensor:
@@ -22,14 +23,16 @@ def uniform(low: float, high: float, *shape: int, generator: torch.Generator) ->
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 
-def procedural_backgrounds(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+def procedural_backgrounds(
+    count: int, height: int, width: int, generator: torch.Generator, device: str | torch.device = "cpu"
+) -> Tensor:
     """(count, 3, H, W) backdrops: a plain colour plus a gradient, smooth noise and blocks, each or none."""
     half = (max(height // 2, 1), max(width // 2, 1))  # soft enough, and a quarter of the work
-    rows, columns = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in half), indexing="ij")
-    angle = uniform(0, 2 * math.pi, count, 1, 1, 1, generator=generator)
-    gradient = (angle.cos() * columns + angle.sin() * rows) * uniform(
-        -0.5, 0.5, count, 3, 1, 1, generator=generator
-    )
+    sides = (torch.linspace(-1, 1, side, device=device) for side in half)
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
+    angle = send(uniform(0, 2 * math.pi, count, 1, 1, 1, generator=generator), device)
+    slope = send(uniform(-0.5, 0.5, count, 3, 1, 1, generator=generator), device)
+    gradient = (angle.cos() * columns + angle.sin() * rows) * slope
 
     def field(cells: int, mode: str) -> Tensor:
         grid = torch.randn(count, 3, cells, cells, generator=generator)
@@ -37,15 +40,15 @@ def procedural_backgrounds(count: int, height: int, width: int, generator: torch
             count, 1, cells, cells, generator=generator
         )  # greyish rather than gaudy
         smooth = {"align_corners": False} if mode != "nearest" else {}
-        return interpolate(grid, half, mode=mode, **smooth)
+        return interpolate(send(grid, device), half, mode=mode, **smooth)
 
     layers = [(gradient, 0.6), (field(4, "bicubic"), 0.06), (field(24, "bilinear"), 0.03)]
     layers.append((field(7, "nearest"), 0.06))
     base = uniform(0.05, 0.9, count, 1, 1, 1, generator=generator)
-    picture = base + uniform(-0.08, 0.08, count, 3, 1, 1, generator=generator)
+    picture = send(base + uniform(-0.08, 0.08, count, 3, 1, 1, generator=generator), device)
     for layer, strength in layers:
         share = uniform(-0.5, 1, count, 1, 1, 1, generator=generator).clamp(min=0)  # a third does without
-        picture = picture + strength * share * layer
+        picture = picture + send(strength * share, device) * layer
     return interpolate(picture.clamp(0, 1), (height, width), mode="bilinear")
 
 
@@ -77,13 +80,14 @@ def degrade(images: Tensor, how: Degradations, generator: torch.Generator) -> Te
     stops = uniform(-1, 1, count, 1, generator=generator) + uniform(-1, 1, count, 3, generator=generator) / 3
     # sRGB is close to a power of 1/2.2, so a gain of linear light is a gain of the values, too.
     gain = 2 ** (how.exposure * stops * hit[:, :1] / 2.2)
-    result = (images * gain[..., None, None].to(device)).clamp(0, 1)
+    result = (images * send(gain[..., None, None], device)).clamp(0, 1)
 
     sigma = uniform(0.2, 1, count, generator=generator) * how.blur
     if how.blur > 0 and (chosen := hit[:, 1].nonzero()[:, 0]).numel():
         radius = math.ceil(3 * how.blur)
         taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1.0) / sigma[chosen, None]) ** 2)
-        taps = (taps / taps.sum(1, keepdim=True)).repeat_interleave(3, 0).to(device)
+        taps = send((taps / taps.sum(1, keepdim=True)).repeat_interleave(3, 0), device)
+        chosen = send(chosen, device)
         stack = pad(result[chosen], (radius,) * 4, mode="replicate").flatten(0, 1)[None]
         stack = conv2d(stack, taps[:, None, None, :], groups=len(taps))
         stack = conv2d(stack, taps[:, None, :, None], groups=len(taps))
@@ -92,17 +96,22 @@ def degrade(images: Tensor, how: Degradations, generator: torch.Generator) -> Te
     level = uniform(0, how.noise, count, generator=generator)
     for i in hit[:, 2].nonzero()[:, 0].tolist():
         grain = torch.randn(images.shape[1:], generator=generator)
-        result[i] = (result[i] + (level[i] * grain).to(device)).clamp(0, 1)
+        result[i] = (result[i] + send(level[i] * grain, device)).clamp(0, 1)
 
     quality = torch.randint(how.jpeg, 96, (count,), generator=generator)
-    for i in hit[:, 3].nonzero()[:, 0].tolist():
-        file = io.BytesIO()
-        Image.fromarray(to_bytes(result[i]).permute(1, 2, 0).cpu().numpy()).save(
-            file, "JPEG", quality=int(quality[i])
-        )
-        pixels = torch.from_numpy(np.array(Image.open(file)))
-        result[i] = pixels.permute(2, 0, 1).to(result) / 255
+    if (chosen := hit[:, 3].nonzero()[:, 0]).numel():
+        there = send(chosen, device)
+        pictures = to_bytes(result[there]).permute(0, 2, 3, 1).cpu()  # waits for a GPU
+        coded = [_through_jpeg(picture, int(quality[i])) for i, picture in zip(chosen.tolist(), pictures)]
+        result[there] = send(torch.stack(coded), device).permute(0, 3, 1, 2).to(result.dtype) / 255
     return result
+
+
+def _through_jpeg(picture: Tensor, quality: int) -> Tensor:
+    """(H, W, 3) bytes, encoded and decoded."""
+    file = io.BytesIO()
+    Image.fromarray(picture.numpy()).save(file, "JPEG", quality=quality)
+    return torch.from_numpy(np.array(Image.open(file)))
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -166,7 +175,7 @@ def glasses(landmarks: Tensor, pixels: Tensor, generator: torch.Generator) -> tu
     )
     opacity = torch.maximum((0.5 - frame).clamp(0, 1), tint * (0.5 - lens).clamp(0, 1))
     colour = uniform(0.02, 0.35, 3, generator=generator) * uniform(0.3, 1, 1, generator=generator)
-    return colour.to(pixels)[:, None, None].expand(3, *pixels.shape[:2]), opacity
+    return send(colour, pixels)[:, None, None].expand(3, *pixels.shape[:2]), opacity
 
 
 def hand(
@@ -178,10 +187,10 @@ def hand(
         float(uniform(*limits, 1, generator=generator)) for limits in ((-0.3, 3.4), (-0.5, 0.5), (0.55, 0.9))
     )
     centre = face.eyes + 0.4 * face.height * face.down  # of the face, about the tip of the nose
-    towards = pixels.new_tensor([-math.cos(angle), -math.sin(angle)])
+    towards = send(torch.tensor([-math.cos(angle), -math.sin(angle)]), pixels)
     palm = centre - reach * face.height * towards
     c, s = math.cos(turn), math.sin(turn)
-    ahead = pixels.new_tensor([[c, -s], [s, c]]) @ towards
+    ahead = send(torch.tensor([[c, -s], [s, c]]), pixels) @ towards
     across = torch.stack([-ahead[1], ahead[0]])
     unit = 0.5 * face.height  # half a face: the palm is about as wide
     parts = [
@@ -212,12 +221,12 @@ def hair(landmarks: Tensor, pixels: Tensor, generator: torch.Generator) -> tuple
     face = _Face.of(landmarks)
     offset = (pixels - face.eyes) / face.height
     x, y = offset @ face.right, offset @ face.down
-    skull = float((landmarks[[0, 16]].mean(0) - face.eyes) @ face.right / face.height)  # beside a turned face
+    skull = (landmarks[0:17:16].mean(0) - face.eyes) @ face.right / face.height  # beside a turned face
     angle = torch.atan2(x - skull / 2, y + 0.95)  # 0 points to the chin
 
     def along_angle(knots: int) -> Tensor:
         """Noise in [-1, 1] with `knots` random values on the full circle."""
-        table = uniform(-1, 1, knots + 1, generator=generator).to(pixels)
+        table = send(uniform(-1, 1, knots + 1, generator=generator), pixels)
         position = (angle / (2 * math.pi) + 0.5).clamp(0, 1 - 1e-6) * knots
         low = position.long()
         return torch.lerp(table[low], table[low + 1], position - low)
@@ -235,7 +244,7 @@ def hair(landmarks: Tensor, pixels: Tensor, generator: torch.Generator) -> tuple
     )
     opacity = opacity * (soft / 2 * (ends + 2 * ragged - y)).clamp(0, 1)
     base = torch.tensor([0.45, 0.3, 0.2]) * uniform(0.15, 1.5, 1, generator=generator)
-    base = (base + uniform(0, 0.08, 3, generator=generator)).to(pixels)
+    base = send(base + uniform(0, 0.08, 3, generator=generator), pixels)
     shade = 1 + 0.3 * along_angle(240) + 0.25 * along_angle(40)
     return (base[:, None, None] * shade).clamp(0, 1), opacity
 
@@ -250,8 +259,8 @@ def occlude(
     """
     images, masks = images.clone(), masks.clone()
     height, width = images.shape[-2:]
-    rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
-    pixels = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], -1).to(images)
+    sides = (torch.arange(side, device=images.device) + 0.5 for side in (height, width))
+    pixels = torch.stack(torch.meshgrid(*sides, indexing="ij")[::-1], -1).to(images.dtype)
     for image, mask, points, has in zip(
         images, masks, landmarks, torch.rand(len(images), 3, generator=generator) < probability
     ):

@@ -20,6 +20,7 @@ from facelab.rendering.illumination import (
     ambient_to_sh,
     directional_to_sh,
 )
+from facelab.support.tensors import constant, send
 from facelab.synthetic.augmentation import uniform
 
 LIMITS_DEGREES = (40.0, 40.0, 15.0)  # InverseFaceNet: pitch, yaw, roll
@@ -39,7 +40,7 @@ class Distribution(ABC):
 
     @abstractmethod
     def sample(self, model: MorphableModel, count: int, generator: torch.Generator) -> Tensor:
-        """Draw (count, layout.size) parameters."""
+        """Draw (count, layout.size) parameters, on the model's device."""
 
     @abstractmethod
     def decode(self, model: MorphableModel, theta: Tensor, size: int) -> Face:
@@ -86,7 +87,7 @@ class InverseFaceNetDistribution(Distribution):
             "reflectance": torch.randn(count, sizes["reflectance"], generator=generator),
             "light": light[:, :, None].expand(-1, -1, 3).flatten(1),  # monochrome
         }
-        return layout.join(parts)
+        return send(layout.join(parts), model.mean.device)
 
     def decode(self, model: MorphableModel, theta: Tensor, size: int) -> Face:
         """See the class."""
@@ -95,7 +96,7 @@ class InverseFaceNetDistribution(Distribution):
         rotation = euler_to_matrix(parts["rotation"])
         points = model.landmarks(vertices, rotation)
         zero = theta.new_zeros(2)
-        camera = PerspectiveCamera(rotation, theta.new_tensor([0, 0, -900.0]), theta.new_ones(()), zero)
+        camera = PerspectiveCamera(rotation, constant(theta, 0.0, 0.0, -900.0), theta.new_ones(()), zero)
         seen = camera.project(points)[..., :2]
         low, high = seen.amin(-2), seen.amax(-2)
         focal = size / (high - low).amax(-1)
@@ -106,9 +107,9 @@ class InverseFaceNetDistribution(Distribution):
     def coefficients(self, model: MorphableModel, theta: Tensor) -> dict[str, Tensor]:
         """Angles "rotation" (..., 3), coefficients in our model's units, "light" (..., 9, 3)."""
         parts = self.layout(model).split(theta)
-        lips = [(points[66] - points[62])[1] for points in map(model.landmarks, _about_neutral(model))]
+        lips = model.landmarks(model.expression_basis[0])[..., 1]  # how they move up; landmarks are linear
         unit = torch.full_like(parts["expression"], EXPRESSION_UNIT)
-        unit[..., 0] *= 1.0 if lips[1] < lips[0] else -1.0
+        unit[..., 0] *= torch.where(lips[66] < lips[62], 1.0, -1.0)
         return {
             "rotation": parts["rotation"],
             "identity": parts["shape"],
@@ -116,13 +117,6 @@ class InverseFaceNetDistribution(Distribution):
             "albedo": parts["reflectance"],
             "light": LIGHT_UNIT * parts["light"].unflatten(-1, (9, 3)),
         }
-
-
-def _about_neutral(model: MorphableModel) -> Tensor:
-    """The mean face with the first expression component at -1 and +1: (2, V, 3)."""
-    first = torch.zeros(2, len(model.expression_basis), device=model.mean.device, dtype=model.mean.dtype)
-    first[:, 0] = first.new_tensor([-1.0, 1.0])
-    return model.vertices(None, first)
 
 
 class PortraitDistribution(Distribution):
@@ -153,19 +147,23 @@ class PortraitDistribution(Distribution):
         box = uniform(0.52, 0.7, count, generator=generator)  # the landmarks' larger side, in picture widths
         middle = uniform(-0.04, 0.04, count, 2, generator=generator) + torch.tensor([0.0, 0.06])
 
-        rotation = euler_to_matrix(angles).to(model.mean)
+        place = model.mean.device
+        angles, light, distance, box, middle = (
+            send(part, place) for part in (angles, light.flatten(1), distance, box, middle)
+        )
+        rotation = euler_to_matrix(angles).to(model.mean.dtype)
         points = model.landmarks(model.vertices(person["identity"], person["expression"]), rotation)
-        points = points.cpu() @ rotation.cpu().mT
+        points = points @ rotation.mT
         depth = distance - points[..., 2].mean(-1)  # of the landmarks' middle
         low, high = points[..., :2].amin(-2), points[..., :2].amax(-2)
         focal = box * depth / (high - low).amax(-1)
-        shift = middle * torch.tensor([1.0, -1.0]) * (depth / focal)[:, None] - (low + high) / 2
+        shift = middle * constant(middle, 1.0, -1.0) * (depth / focal)[:, None] - (low + high) / 2
         parts = {
             "rotation": angles,
             "translation": torch.cat([shift, -distance[:, None]], -1),
             "focal": focal[:, None],
-            "light": light.flatten(1),
-            **{name: coefficients.cpu() for name, coefficients in person.items()},
+            "light": light,
+            **person,
         }
         return self.layout(model).join(parts)
 

@@ -19,6 +19,7 @@ from facelab.photos import landmark_mask
 from facelab.photos.folders import list_pictures, random_piece
 from facelab.support.errors import ParameterError
 from facelab.support.files import sha256_of
+from facelab.support.tensors import send
 from facelab.synthetic.augmentation import Degradations, degrade, occlude, procedural_backgrounds
 from facelab.synthetic.distributions import DISTRIBUTIONS
 
@@ -83,7 +84,7 @@ class Renderer:
     def picture(self, theta: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The same for given parameters (B, layout.size); the generator decides on what is not in them."""
         spec, size = self.spec, self.spec.size
-        theta = theta.to(self.device)
+        theta = send(theta, self.device)
         faces = self.distribution.decode(self.model, theta, size)
         surface, masked = faces.surface(self.model), self.distribution.masked
         landmarks = faces.camera.project(surface.landmarks)[..., :2]
@@ -93,7 +94,8 @@ class Renderer:
         )
         image, mask = picture.image.clamp(0, 1), picture.mask
         if masked:
-            mask = mask & torch.stack([landmark_mask(p, size, size, True) for p in landmarks])
+            hulls = [landmark_mask(points, size, size, True) for points in landmarks.cpu()]  # waits for a GPU
+            mask = mask & send(torch.stack(hulls), mask)
             image = image * mask
         elif spec.occluders > 0:
             image, mask = occlude(image, mask, landmarks, spec.occluders, generator)
@@ -108,5 +110,5 @@ class Renderer:
             return None
         if self.photos:
             pieces = torch.stack([random_piece(self.photos, size, generator) for _ in range(count)])
-            return pieces.to(self.device).float() / 255
-        return procedural_backgrounds(count, size, size, generator).to(self.device)
+            return send(pieces, self.device).float() / 255
+        return procedural_backgrounds(count, size, size, generator, self.device)
