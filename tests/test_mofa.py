@@ -112,8 +112,8 @@ def test_zero_code_is_the_average_face_centred_and_lit(decoder: Decoder) -> None
     marks = decoder.face(code[0], size).camera.project(decoder.model.landmarks(decoder.model.mean))[:, :2]
     low, high = marks.amin(0), marks.amax(0)
     assert float((low + high)[0]) / 2 == pytest.approx(size / 2, abs=0.5)
-    assert float((low + high)[1]) / 2 == pytest.approx(0.56 * size, abs=2)
-    assert float((high - low).max()) == pytest.approx(0.61 * size, rel=0.05)
+    assert float((low + high)[1]) / 2 == pytest.approx(0.56 * size, abs=0.1)
+    assert float((high - low).max()) == pytest.approx(0.61 * size, rel=1e-3)
     assert bool(
         (picture.screen[0, decoder.used, :2] > 0).all() & (picture.screen[0, decoder.used, :2] < size).all()
     )
@@ -138,7 +138,15 @@ def test_front_facing_vertices_are_those_a_rasterizer_sees(decoder: Decoder) -> 
         assert agree > 0.93
         cosine = (picture.normals[k] * -nn.functional.normalize(
             decoder.face(code[k], 480).camera.to_camera(vertices[k]), dim=-1)).sum(-1)  # fmt: skip
-        assert not (compared & seen & (cosine < -0.35)).any()  # nothing that turns away is seen
+        corners = vertices[k][model.triangles]
+        facing = nn.functional.normalize(
+            torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), dim=-1
+        ) @ decoder.face(code[k], 480).camera.rotation.mT  # fmt: skip
+        around = (picture.normals[k][model.triangles] * facing[:, None]).sum(-1)
+        folded = torch.zeros(len(model.mean), dtype=torch.bool)  # a normal says nothing there: corners of lids
+        folded[model.triangles[around < 0]] = True
+        assert folded[compared].float().mean() < 0.05
+        assert not (compared & ~folded & seen & (cosine < -0.35)).any()  # nothing that turns away is seen
         convex = compared & (model.mean[:, 1] > 60) & (model.mean[:, 2] > -60)
         clear = convex & (cosine.abs() > 0.25)
         assert int(clear.sum()) > 60
@@ -297,10 +305,11 @@ def test_a_tiny_training_lowers_all_three_errors_on_held_out_truth(decoder: Deco
     before = evaluate(decoder, network.eval(), held_out)
     optimiser = torch.optim.Adam(network.parameter_groups(1e-3, 5e-3))
     network.train()
+    weights = Weights(land=10.0, reg=3e-3)  # landmarks as in the shipped network's recipe
     for step in range(140):
         part = data[step % len(data)]
         terms = loss_terms(
-            decoder, network(part["image"]), part["image"], part["landmarks"], weights=Weights(reg=3e-3)
+            decoder, network(part["image"]), part["image"], part["landmarks"], weights=weights
         )
         optimiser.zero_grad()
         terms["total"].mean().backward()
@@ -352,15 +361,17 @@ class OneFace:
 
 
 def test_average_face_lands_where_the_detector_saw_one() -> None:
-    """An untrained encoder says "the average face in the middle"; the middle is that of the box."""
+    """An untrained encoder says "the average face in the middle": of the box, then of its first answer."""
     network = Encoder(make_network("small"))
     method = MoFA(network, detector=OneFace((100.0, 50.0, 200.0, 150.0)))
     said = method.reconstruct(torch.full((3, 260, 400), 0.5))
     marks = said.landmarks
     middle = (marks.amax(0) + marks.amin(0)) / 2
-    side = 100 / 0.625  # of the crop, in photo px
-    torch.testing.assert_close(middle, torch.tensor([150.0, 100 + 0.06 * side]), atol=1.5, rtol=0)
-    assert float((marks.amax(0) - marks.amin(0)).max()) == pytest.approx(0.61 * side, rel=0.05)
+    side = 100 / 0.625  # of the first crop, in photo px
+    again = 1.6 * 0.61 * side  # of the second, around the landmarks that the first answer has
+    low = 100 + 0.06 * side + (0.06 - 0.08) * again  # what is cut out shows a little more forehead
+    torch.testing.assert_close(middle, torch.tensor([150.0, low]), atol=1.0, rtol=0)
+    assert float((marks.amax(0) - marks.amin(0)).max()) == pytest.approx(0.61 * again, rel=0.02)
     assert (
         said.mesh.vertices.shape == (10098, 3)
         and said.image is not None
@@ -417,11 +428,15 @@ def test_checkpoints_round_trip_and_changed_ones_are_refused(tmp_path: Path) -> 
 
 
 def test_the_shipped_encoder_knows_faces_that_it_has_not_seen(decoder: Decoder) -> None:
-    """Its notebook quotes 2.95 mm, 0.046 and 1.8 px on such pictures; the average face has 13, 0.19, 20."""
+    """Renders, of which it saw others; beside the average face in the middle, which knows nothing."""
     method = MoFA.load(framed=True)
     unseen = [Renderer(CorpusSpec("portrait", seed=4321, size=method.side, subdivisions=0)).batch(0)]
     errors = evaluate(decoder, method.encoder, unseen)
-    assert errors["geometry_mm"] < 4 and errors["photometric"] < 0.065 and errors["landmarks_px"] < 3
+    nothing = evaluate(decoder, Encoder(make_network("small")).eval(), unseen)
+    assert errors["geometry_mm"] < 0.5 * nothing["geometry_mm"]
+    assert errors["photometric"] < 0.5 * nothing["photometric"]
+    assert errors["landmarks_px"] < 0.3 * nothing["landmarks_px"]
+    assert errors["pose_degrees"] < 0.4 * nothing["pose_degrees"]
     assert complaints(warning_signs(decoder, method.regress(unseen[0]["image"]))) == []
 
 

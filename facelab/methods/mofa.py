@@ -51,6 +51,8 @@ UNITS = {"shape": 1.0, "expression": 1.0, "reflectance": 1.0,
 
 Z = LAYOUT.slice("translation").stop - 1  # the z-translation, which has a learning rate of its own
 AMBIENT_OFFSET = 0.7
+FILLED = 0.61  # of the picture, by the landmarks; "portrait" has 0.52 to 0.7
+LOWER = 0.06  # picture widths, of their middle below the picture's
 FOCAL = 3.5  # in picture widths, fixed: a head crop taken from about 0.9 m
 FRONTAL = 0.3  # least z of the average face's normals: with the sides of the head, faces learn to look away
 HIDDEN = ("interior", "teeth")  # face the camera but lie behind the lips
@@ -59,6 +61,22 @@ HIDDEN = ("interior", "teeth")  # face the camera but lie behind the lips
 # The paper does not list them. Left out: the jaw, which is no fixed point of the skin, and the upper three
 # points of the nose's bridge, which a detector places only across it.
 LANDMARKS = tuple(i for i in range(17, 68) if i not in (27, 28, 29, 60, 64))
+
+
+def _framed(points: Tensor, focal: float) -> Tensor:
+    """The translation (3,) mm with which landmarks (68, 3) fill `FILLED` of a picture, a little below its
+    middle: as in the "portrait" distribution, with more forehead than neck."""
+    low, high = points.amin(0), points.amax(0)
+    place = -(low + high) / 2
+    place[2] = -focal * (high - low)[:2].max() / FILLED
+    for _ in range(20):  # a face is deep: what its box is in the picture depends on where the box's ends lie
+        moved = points + place
+        seen = focal * moved[:, :2] / -moved[:, 2:]
+        low, high = seen.amin(0), seen.amax(0)
+        centre = seen.new_tensor([0.0, -LOWER])
+        place[:2] += ((centre - (low + high) / 2) * -place[2] / focal)[:2]
+        place[2] *= (high - low).max() / FILLED
+    return place
 
 
 class Decoder:
@@ -78,11 +96,7 @@ class Decoder:
         facing = vertex_normals(self.model.mean, self.model.triangles)[:, 2] > FRONTAL
         self.used = facing & ~torch.stack(hidden).any(0)
         """(V,) bool: vertices that are compared with the picture, its frontal part (Fig. 5)"""
-        points = self.model.landmarks(self.model.mean)
-        low, high = points.amin(0), points.amax(0)
-        depth = focal * float((high - low)[:2].max()) / 0.61  # of the "portrait" distribution: 0.52 to 0.7
-        down = points.new_tensor([0.0, -0.06 * depth / focal, -depth])  # more forehead than neck
-        self.start = down - (low + high) / 2
+        self.start = _framed(self.model.landmarks(self.model.mean), focal)
         """(3,) mm: translation of the zero code"""
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Decoder:
