@@ -143,7 +143,7 @@ def test_front_facing_vertices_are_those_a_rasterizer_sees(decoder: Decoder) -> 
             torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), dim=-1
         ) @ decoder.face(code[k], 480).camera.rotation.mT  # fmt: skip
         around = (picture.normals[k][model.triangles] * facing[:, None]).sum(-1)
-        folded = torch.zeros(len(model.mean), dtype=torch.bool)  # a normal says nothing there: corners of lids
+        folded = torch.zeros(len(model.mean), dtype=torch.bool)  # a normal says nothing there
         folded[model.triangles[around < 0]] = True
         assert folded[compared].float().mean() < 0.05
         assert not (compared & ~folded & seen & (cosine < -0.35)).any()  # nothing that turns away is seen
