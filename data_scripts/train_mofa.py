@@ -34,6 +34,7 @@ from facelab.evaluation.mofa_progress import beginners_code, complaints, evaluat
 from facelab.methods.mofa import LAYOUT, UNITS, Decoder, Encoder, Weights, card_of, loss_terms, make_network
 from facelab.photos import DlibDetector
 from facelab.photos.folders import PhotoFolder
+from facelab.photos.packed import PackedPhotos
 from facelab.support.errors import CorpusError
 from facelab.support.files import as_json, guarded, read_tensors, write_whole
 from facelab.support.tensors import send
@@ -99,7 +100,7 @@ def confidences(errors: Tensor) -> Tensor:
 class Pictures(Dataset):
     """{image (3, S, S), landmarks (68, 2) px} and nothing else: truth is thrown away here."""
 
-    def __init__(self, source: Corpus | PhotoFolder, errors: Tensor | None, side: int) -> None:
+    def __init__(self, source: Corpus | PhotoFolder | PackedPhotos, errors: Tensor | None, side: int) -> None:
         self.source, self.errors, self.side = source, errors, side
 
     def __len__(self) -> int:
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--preset", default="quick", choices=PRESETS)
     parser.add_argument("--no-surrogate", action="store_true")
     parser.add_argument(
-        "--photos", action="store_true", help="CORPUS is a folder of photographs"
+        "--photos", action="store_true", help="CORPUS is a folder of photographs, or a file of `pack_photos`"
     )
     parser.add_argument("--kind", help="encoder: small, medium, alexnet, vgg (default: the preset's)")
     parser.add_argument("--pretrained", help="see facelab.networks.encoder")
@@ -160,9 +161,12 @@ def main() -> None:
 
     errors = None
     if arguments.photos:
-        source: Corpus | PhotoFolder = PhotoFolder(
-            arguments.corpus, side, arguments.run / "landmarks.jsonl", workers=arguments.workers
-        )
+        source: Corpus | PhotoFolder | PackedPhotos
+        if arguments.corpus.is_file():
+            source = PackedPhotos(arguments.corpus, side)
+        else:
+            landmarks = arguments.run / "landmarks.jsonl"
+            source = PhotoFolder(arguments.corpus, side, landmarks, workers=arguments.workers)
     else:
         if not is_finished(arguments.corpus):
             spec = corpus_spec(side, arguments.seed)
