@@ -83,7 +83,7 @@ test-sets: $(VENV)/.installed ## rebuild facelab/data/test_sets (half an hour; o
 	$(BIN)/python data_scripts/build_test_sets.py outside
 	$(BIN)/python data_scripts/build_test_sets.py path_traced
 
-gpu: $(VENV)/.installed ## check, measure and train on an NVIDIA card (docs/gpu.md); GPU="--device cpu --minutes 10": in miniature
+gpu: $(VENV)/.installed ## check, measure and train on an NVIDIA card (docs/gpu.md); GPU="--device cpu --minutes 2": in miniature
 	OMP_NUM_THREADS=1 $(BIN)/python data_scripts/gpu.py $(GPU)
 
 gpu-kit: $(VENV)/.installed ## pack what a GPU machine without package registry lacks (docs/gpu.md)

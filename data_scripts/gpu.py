@@ -30,8 +30,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 KIT = ROOT / "runs" / "gpu_kit"
+RECOGNITION = KIT / "recognition.safetensors"
 PIECE = 15 << 20  # bytes of a piece of a file
-CHECKPOINTS = {"inversefacenet": "unbred", "mofa": "mofa"}  # name of the weights: of the script's file
+MINIATURE = 60.0  # minutes before a miniature, which takes two or three, is cut short on a slow machine
+CHECKPOINTS = {
+    "inversefacenet": "unbred",
+    "mofa": "mofa",
+    "mofa_photos": "mofa",
+}  # name of the weights: of the script's file
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,24 @@ class Stage:
     weights: tuple[str, ...] = ()
     """the checkpoints that it reads from {work}/weights"""
     brought: str = ""
-    """a file in {work} that makes `needs` unnecessary; taken from the kit (gpu_kit.py) if it is there"""
+    """a file in {work} that makes `needs` unnecessary, or is itself needed if there are none; taken from the
+    kit (gpu_kit.py) if it is there"""
 
 
 IFN = "data_scripts/train_inversefacenet.py --row unbred --pictures {work}/ifn_pictures --preset "
 MOFA = "data_scripts/train_mofa.py {work}/mofa_corpus {work}/mofa --device {device} --steps {steps} --preset "
-ROWS = (
-    "benchmarks/scoreboard.py --write --results {out}/rows --runs {work}/rows --preset gpu --method "
+PHOTOS = (
+    "data_scripts/train_mofa.py {work}/mofa_corpus {work}/mofa_photos --rate 2e-4 "
+    "--photos {work}/photographs.safetensors --start {work}/weights/mofa.safetensors "
+    "--device {device} --steps {steps} --preset "
+)
+ROWS = "benchmarks/scoreboard.py --write --results {out}/rows --runs {work}/rows --preset gpu --method "
+NETWORKS = (
     "'facelab.methods.inversefacenet:InverseFaceNet@{work}/weights/inversefacenet.safetensors"
     "=InverseFaceNet (GPU)' 'facelab.methods.mofa:FramedMoFA@{work}/weights/mofa.safetensors=MoFA (GPU)' "
+)
+ON_PHOTOS = (
+    "'facelab.methods.mofa:FramedMoFA@{work}/weights/mofa_photos.safetensors=MoFA (GPU, photographs)' "
 )
 STAGES = (
     Stage("tests", "-m pytest -p no:cacheprovider -m cuda tests/test_cuda.py",
@@ -84,13 +99,20 @@ STAGES = (
     Stage("pictures", IFN + "gpu --only corpus", IFN + "tiny --only corpus", everywhere=True),
     Stage("inversefacenet", IFN + "gpu --folder {work}/inversefacenet --device {device} --steps {steps}",
           IFN + "tiny --folder {work}/inversefacenet --device {device} --steps {steps}",
-          training=Training("InverseFaceNet", "resnet18", 240, 64, 40_000),
+          training=Training("InverseFaceNet", "resnet50", 240, 64, 40_000),
           small_training=Training("InverseFaceNet", "small", 60, 8, 4)),
-    Stage("mofa", MOFA + "shipped --workers 16", MOFA + "tiny --pictures 64", ("dlib",),
+    Stage("mofa", MOFA + "shipped --kind medium --workers 16", MOFA + "tiny --pictures 64", ("dlib",),
           training=Training("MoFA", "medium", 160, 32, 40_000),
           small_training=Training("MoFA", "small", 120, 16, 4),
           brought="mofa_corpus/detector_errors.safetensors"),
-    Stage("rows", ROWS, ROWS + "--limit 1", ("dlib",), weights=("inversefacenet", "mofa")),
+    Stage("mofa_photos", PHOTOS + "shipped --kind medium --workers 16", PHOTOS + "tiny",
+          training=Training("MoFA", "medium", 160, 32, 4_000),
+          small_training=Training("MoFA", "small", 120, 16, 2),
+          weights=("mofa",), brought="photographs.safetensors"),
+    Stage("rows", ROWS + NETWORKS, ROWS + NETWORKS + "--limit 1", ("dlib",),
+          weights=("inversefacenet", "mofa")),
+    Stage("rows_photos", ROWS + ON_PHOTOS, ROWS + ON_PHOTOS + "--limit 1", ("dlib",),
+          weights=("mofa_photos",)),
 )  # fmt: skip
 
 
@@ -204,7 +226,8 @@ def measured_pace(training: Training, device: str, log: Path) -> float:
 
 def environment(device: str) -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path, "FACELAB_DEVICE": device}
+    found = {"FACELAB_RECOGNITION": str(RECOGNITION)} if RECOGNITION.is_file() else {}
+    return os.environ | {"PYTHONPATH": path, "FACELAB_DEVICE": device} | found
 
 
 class Runner:
@@ -240,8 +263,10 @@ class Runner:
         args, command = self.args, stage.small if self.small else stage.command
         training = stage.small_training if self.small else stage.training
         lacking = [name for name in stage.needs if importlib.util.find_spec(name) is None]
-        if lacking and not (stage.brought and self.bring(stage.brought)):
-            return f"left out: it needs {', '.join(lacking)}"
+        if not (stage.brought and self.bring(stage.brought)) and (
+            lacking or (stage.brought and not stage.needs)
+        ):
+            return f"left out: it needs {', '.join(lacking) or f'{Path(stage.brought).name} of the kit'}"
         missing = take_weights(stage.weights, args.out, args.work)
         if missing:
             return f"left out: no weights of {', '.join(missing)} yet"
@@ -296,6 +321,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu")
     parser.add_argument("--work", type=Path, help="default: beside --out, with _work at its end")
     args = parser.parse_args()
+    if args.device == "cpu":
+        args.minutes = max(args.minutes, MINIATURE)
     args.out = args.out.resolve()
     args.work = (args.work or args.out.with_name(args.out.name + "_work")).resolve()
     sys.exit(not Runner(args).all(args.stage))

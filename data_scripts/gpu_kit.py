@@ -1,16 +1,20 @@
 """Packs what a GPU machine without package registry lacks into runs/gpu_kit (`make gpu-kit`).
 
     python data_scripts/gpu_kit.py [--folder runs/gpu_kit]
+    FACELAB_PHOTOS=my_pictures python data_scripts/gpu_kit.py
 
 For a machine that has torch, triton, lightning, numba, scikit-image and safetensors, and neither roma nor
 dlib: the locked wheel of roma, which is imported as it is; `lightning_fabric`, which is a part of lightning;
-and the errors of a landmark detector, so that MoFA's training needs none. What still needs dlib there (stages
-`inference` and `rows`) is left out, and `rows` can be made from the results elsewhere.
+the errors of a landmark detector, so that MoFA's training needs none; as far as there is room, dlib's
+recognition network as 16-bit floats, and, if FACELAB_PHOTOS names a folder of photographs, their faces as one
+file, which nobody else should get. What still needs dlib there (stages `inference`, `rows`) is left out, and
+`rows` can be made from the results elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -20,12 +24,21 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from train_mofa import detector_errors
 
+from facelab.photos.crops import SCALE, SIDE, UP
+from facelab.photos.packed import pack_photos
+from facelab.recognition.networks import DLIB_NETWORK
+from facelab.recognition.weights import parse_face_network, save_halves
+from facelab.support.errors import ModelFileError
+from facelab.support.third_party import dlib_file
+
 ROOT = Path(__file__).resolve().parents[1]
 WHEELS = ("roma",)
 SHIM = '"""lightning_fabric by another name, as the package lightning has it."""\n\n' + (
-    "from lightning.fabric import Fabric\n\n__all__ = [\"Fabric\"]\n"
+    'from lightning.fabric import Fabric\n\n__all__ = ["Fabric"]\n'
 )
 ALLOWED = 64 << 20  # bytes that such a machine may take, tracked files included
+RESERVE = 256 << 10  # of them, for names and the like
+RECOGNITION, PHOTOGRAPHS = "recognition.safetensors", "photographs.safetensors"
 
 
 def lock_entry(package: str) -> str:
@@ -59,6 +72,33 @@ def pack(folder: Path) -> list[Path]:
     return [folder, *wheels]
 
 
+def add_recognition(folder: Path, room: int) -> str:
+    """Pack the recognition network, if it is here and `room` bytes are enough; what was done, in words."""
+    path = folder / RECOGNITION
+    try:
+        save_halves(path, *parse_face_network(Path(dlib_file(DLIB_NETWORK)).read_bytes()))
+    except ModelFileError as error:
+        return f"no recognition network: {error}"
+    size = path.stat().st_size
+    if size > room:
+        path.unlink()
+        return f"no recognition network: {size / 2**20:.1f} MiB, and there is room for {room / 2**20:.1f}"
+    return f"a recognition network, {size / 2**20:.1f} MiB"
+
+
+def add_photographs(folder: Path, room: int) -> str:
+    """Pack the photographs of FACELAB_PHOTOS in at most `room` bytes; what was done, in words."""
+    source = os.environ.get("FACELAB_PHOTOS")
+    if not source:
+        return "no photographs: FACELAB_PHOTOS names no folder"
+    count = pack_photos(source, folder / PHOTOGRAPHS, SIDE, room, scale=SCALE, up=UP)
+    return f"{count} photographs of '{source}'"
+
+
+def kit_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def tracked_bytes() -> int:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
     paths = (ROOT / name.decode() for name in listed.split(b"\0") if name)
@@ -71,7 +111,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "gpu_kit")
     folder = parser.parse_args().folder.resolve()
     paths = [path.relative_to(ROOT) if path.is_relative_to(ROOT) else path for path in pack(folder)]
-    kit = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    for name, add in ((RECOGNITION, add_recognition), (PHOTOGRAPHS, add_photographs)):
+        (folder / name).unlink(missing_ok=True)
+        print(add(folder, ALLOWED - RESERVE - kit_bytes(folder) - tracked_bytes()))
+    kit = kit_bytes(folder)
     total = kit + tracked_bytes()
     of = f"{total / 2**20:.2f} of {ALLOWED >> 20} MiB"
     print(f"{folder}: {kit / 2**20:.2f} MiB; with the tracked files {of}")

@@ -150,7 +150,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("run", type=Path)
     parser.add_argument("--preset", default="quick", choices=PRESETS)
     parser.add_argument("--no-surrogate", action="store_true")
-    parser.add_argument("--photos", nargs="+", type=Path, help="folders of photographs to learn from, too")
+    parser.add_argument(
+        "--photos", nargs="+", type=Path, help="folders of photographs to learn from, too, or a packed file"
+    )
+    parser.add_argument("--pictures", type=int, help="of a corpus that is rendered first")
     parser.add_argument("--most", type=int, help="no more photographs of a folder")
     parser.add_argument("--faces", type=Path, help="file to keep their faces in (default: in RUN)")
     parser.add_argument("--kind", help="encoder: small, medium, alexnet, vgg (default: the preset's)")
@@ -166,7 +169,7 @@ def arguments() -> argparse.Namespace:
     settings = dict(PRESETS[given.preset])
     if given.rate:
         settings |= {"rate": given.rate, "z_rate": given.rate * settings["z_rate"] / settings["rate"]}
-    settings |= {name: value for name in ("kind", "steps") if (value := getattr(given, name))}
+    settings |= {name: value for name in ("kind", "steps", "pictures") if (value := getattr(given, name))}
     given.settings = settings
     return given
 
@@ -195,7 +198,11 @@ def make_batches(args: argparse.Namespace, run: Run) -> Batches:
     photos = None
     if args.photos:
         file = args.faces or args.run / "faces.safetensors"
-        photos = FaceCrops.cut(args.photos, file, args.most, workers=args.workers)
+        photos = (
+            FaceCrops.unpacked(args.photos[0])
+            if args.photos[0].is_file()
+            else FaceCrops.cut(args.photos, file, args.most, workers=args.workers)
+        )
     processes = run.fabric.global_rank, run.fabric.world_size
     return Batches(corpus, errors, photos, settings["batch"], args.seed, processes)
 

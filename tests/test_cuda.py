@@ -17,6 +17,7 @@ from facelab.methods import inversefacenet, mofa
 from facelab.methods.breeding import synthesise
 from facelab.methods.fitting import fit_landmarks
 from facelab.model.morphable_model import MorphableModel
+from facelab.recognition.networks import DlibRecogniser
 from facelab.rendering.rasterizer import antialias, interpolate, rasterize
 from facelab.synthetic.corpora import CorpusSpec, Renderer
 from facelab.training import Run
@@ -180,6 +181,18 @@ def test_mofa_learns_a_batch(tmp_path, precision: str) -> None:
         images,
     )
     assert made[-1] < made[0]
+
+
+def test_who_it_is_does_not_depend_on_the_device() -> None:
+    """With the weights of the kit (gpu_kit.py) where dlib's own are not."""
+    path = os.environ.get("FACELAB_RECOGNITION")
+    if path is None and importlib.util.find_spec("face_recognition_models") is None:
+        pytest.skip("no weights of a recognition network")
+    network = DlibRecogniser(path)
+    batch = Renderer(CorpusSpec("portrait", size=240, subdivisions=0, batch=2)).batch(0)
+    here = network.embed(batch["image"], batch["landmarks"])
+    there = network.to(DEVICE).embed(batch["image"].to(DEVICE), batch["landmarks"].to(DEVICE)).cpu()
+    assert (here - there).norm(dim=-1).max() < 0.02 * (here[0] - here[1]).norm()  # TF32 convolutions
 
 
 def test_landmarks_are_fitted() -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,9 @@ from types import ModuleType
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from PIL import Image
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 
@@ -19,6 +22,12 @@ import gpu
 import gpu_kit
 from gpu import STAGES, Runner, Stage, cut, whole
 
+from facelab.photos import Face
+from facelab.photos.packed import PackedPhotos, pack_photos
+from facelab.support.errors import CorpusError
+from facelab.support.third_party import DLIB_FILES, dlib_file
+from facelab.synthetic.augmentation import to_bytes
+from facelab.synthetic.renderer import CorpusSpec, Renderer
 from facelab.training import load_checkpoint
 
 
@@ -85,6 +94,9 @@ def test_stages_that_lack_something_say_what(tmp_path, monkeypatch, capsys) -> N
     assert runner(tmp_path).all(["a", "b"])
     said = capsys.readouterr().out
     assert "a: left out: it needs no_such_package" in said and "b: left out: no weights of mofa" in said
+    monkeypatch.setattr(gpu, "STAGES", (Stage("c", "", "-c pass", brought="photographs.x"),))
+    assert runner(tmp_path).all(["c"])
+    assert "c: left out: it needs photographs.x of the kit" in capsys.readouterr().out
     kit = tmp_path / "kit"
     kit.mkdir()
     (kit / "x.bin").write_bytes(b"1")
@@ -110,9 +122,12 @@ def test_large_files_are_cut_and_put_together(tmp_path: Path, monkeypatch, size:
 
 def test_weights_of_every_training_are_read_by_the_rows() -> None:
     trainings = {stage.name for stage in STAGES if stage.training}
-    (rows,) = (stage for stage in STAGES if stage.weights)
-    assert trainings == set(rows.weights) == set(gpu.CHECKPOINTS)
-    assert all(f"{{work}}/weights/{name}.safetensors" in rows.command for name in trainings)
+    rows = [stage for stage in STAGES if stage.weights and not stage.training]
+    assert trainings == {name for stage in rows for name in stage.weights} == set(gpu.CHECKPOINTS)
+    for stage in STAGES:
+        for command in (stage.command, stage.small):
+            read = re.findall(r"\{work\}/weights/(\w+)\.safetensors", command)
+            assert sorted(read) == sorted(stage.weights)
     assert all(bool(stage.training) == bool(stage.small_training) for stage in STAGES)
 
 
@@ -130,7 +145,9 @@ def test_the_kit_is_of_locked_wheels_and_another_name_of_fabric(tmp_path: Path, 
     folder, wheel = gpu_kit.pack(tmp_path / "kit")
     assert wheel.name == "roma-1-py3-none-any.whl" and "--hash=sha256:" in asked[0]
     assert re.match(r"roma==[\d.]+ ", asked[0]) and asked[0].count("==") == 1
-    found = gpu.KIT.parent / Path(next(stage.brought for stage in STAGES if stage.brought)).name
+    brought = {Path(stage.brought).name for stage in STAGES if stage.brought}
+    assert brought == {"detector_errors.safetensors", gpu_kit.PHOTOGRAPHS}
+    found = Path("detector_errors.safetensors")
     assert torch.equal(load_file(folder / found.name)["errors"], errors)
     fabric = ModuleType("lightning.fabric")
     fabric.Fabric = object()  # type: ignore[attr-defined]
@@ -141,11 +158,83 @@ def test_the_kit_is_of_locked_wheels_and_another_name_of_fabric(tmp_path: Path, 
     assert scope["Fabric"] is fabric.Fabric
 
 
-def test_inversefacenet_in_miniature(tmp_path: Path) -> None:
-    """The real stages from pictures to weights; all of them: make gpu GPU="--device cpu --minutes 20"."""
-    assert runner(tmp_path, 10.0).all(["pictures", "inversefacenet"])
-    entry = json.loads((tmp_path / "out" / "stages.json").read_text())["inversefacenet"]
-    assert entry["state"] == "done" and 2 <= entry["steps"] <= 4 and entry["seconds a step"] > 0
-    weights, card = load_checkpoint(tmp_path / "out" / "weights" / "inversefacenet.safetensors")
-    assert card["row"] == "unbred" and weights
-    assert gpu.take_weights(("inversefacenet",), tmp_path / "out", tmp_path / "work") == []
+def test_what_has_no_room_stays_out_of_the_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = gpu_kit.add_recognition(tmp_path, 12 << 20)
+    assert said.startswith("a recognition network, 1") and gpu.RECOGNITION.name == gpu_kit.RECOGNITION
+    assert (tmp_path / gpu_kit.RECOGNITION).stat().st_size < 12 << 20
+    assert "there is room for 1.0" in gpu_kit.add_recognition(tmp_path, 1 << 20)
+    assert not (tmp_path / gpu_kit.RECOGNITION).exists()
+    monkeypatch.delenv("FACELAB_PHOTOS", raising=False)
+    assert "FACELAB_PHOTOS names no folder" in gpu_kit.add_photographs(tmp_path, 1 << 20)
+    monkeypatch.setattr(gpu_kit, "dlib_file", lambda name: dlib_file("no such file"))
+    monkeypatch.setitem(DLIB_FILES, "no such file", "")
+    assert "is not installed" in gpu_kit.add_recognition(tmp_path, 12 << 20)
+
+
+class Known:
+    """A detector for renders whose landmarks are known, in order."""
+
+    def __init__(self, landmarks: Tensor) -> None:
+        self.landmarks = landmarks
+
+    def detect(self, image: Tensor) -> list[Face]:
+        number = round(float(image[:, 0, 0].mean()) * 255) // 25  # written into the corner
+        points = self.landmarks[number]
+        box = torch.cat([points.amin(0), points.amax(0)])
+        return [Face(box, points, 1.0)] if number else []  # none in the first
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some renders as a file of photographs."""
+    folder = tmp_path_factory.mktemp("photographs")
+    batch = Renderer(CorpusSpec("portrait", size=120, subdivisions=0, batch=8)).batch(0)
+    for number, image in enumerate(batch["image"]):
+        image[:, :4, :4] = 25 * number / 255
+        Image.fromarray(to_bytes(image).permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    (folder / "none.png").write_bytes(b"no picture")
+    path = folder / "photographs.safetensors"
+    assert pack_photos(folder, path, 96, 1 << 20, Known(batch["landmarks"])) == 7
+    small = folder / "small.safetensors"
+    assert 0 < pack_photos(folder, small, 96, 16 << 10, Known(batch["landmarks"])) < 7
+    assert small.stat().st_size <= 16 << 10
+    assert pack_photos(folder, folder / "x", 96, 4096, Known(batch["landmarks"])) == 0
+    assert not (folder / "x").exists()
+    return path
+
+
+def test_packed_photographs_are_crops_around_their_faces(packed: Path) -> None:
+    photos, smaller = PackedPhotos(packed, 96), PackedPhotos(packed, 48)
+    assert len(photos) == 7 and len(list(photos)) == 7
+    for item, small in zip(photos, smaller):
+        assert item["image"].shape == (3, 96, 96) and item["image"].std() > 0.05
+        middle = (item["landmarks"].amin(0) + item["landmarks"].amax(0)) / 2
+        assert (middle - 48).abs().max() < 12  # the crop is around the face
+        half = torch.nn.functional.avg_pool2d(item["image"], 2)
+        assert (half - small["image"]).abs().mean() < 0.02
+        torch.testing.assert_close(small["landmarks"], item["landmarks"] / 2)
+    data = packed.read_bytes()
+    for damaged in (data[:-5], data[:100], b"", save({"jpeg": torch.zeros(3, dtype=torch.uint8)})):
+        (packed.parent / "damaged").write_bytes(damaged)
+        with pytest.raises(CorpusError, match="pack them again"):
+            PackedPhotos(packed.parent / "damaged")
+
+
+def test_every_stage_in_miniature(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """make gpu GPU="--device cpu --minutes 2", with a kit that has photographs."""
+    kit = tmp_path / "kit"
+    kit.mkdir()
+    shutil.copyfile(packed, kit / "photographs.safetensors")
+    monkeypatch.setattr(gpu, "KIT", kit)
+    names = [stage.name for stage in STAGES]
+    assert runner(tmp_path, 30.0).all(names)
+    entries = json.loads((tmp_path / "out" / "stages.json").read_text())
+    assert {name: entry["state"] for name, entry in entries.items()} == dict.fromkeys(names, "done")
+    for stage in (stage for stage in STAGES if stage.training):
+        assert 2 <= entries[stage.name]["steps"] <= 4 and entries[stage.name]["seconds a step"] > 0
+        weights, card = load_checkpoint(tmp_path / "out" / "weights" / f"{stage.name}.safetensors")
+        assert weights and card["face_model"]
+    assert card["pictures"] == "photographs" and card["start"] == "mofa.safetensors"
+    rows = "".join(path.read_text() for path in (tmp_path / "out" / "rows").glob("*.csv"))
+    assert all(name in rows for name in ("InverseFaceNet (GPU)", "MoFA (GPU)", "MoFA (GPU, photographs)"))
+    assert all(path.stat().st_size < 16 << 20 for path in (tmp_path / "out").rglob("*") if path.is_file())

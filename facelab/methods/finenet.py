@@ -45,7 +45,7 @@ WEIGHTS = Weights(shading=1.0, fidelity=0.05, smoothness=0.02)
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # of linear RGB (ITU-R BT.709)
 REGIONS = ("skin", "lips")  # of the face model: where detail is looked for
 DEPTH_UNIT = 32.0  # px of depth that the network sees as 1
-STRANGE = 0.35  # a blurred intensity that differs from its explanation by this share is no bare skin
+STRANGE = 0.5  # a blurred intensity that differs from its explanation by this share is no bare skin
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,11 +18,13 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from facelab.photos.detect import DlibDetector, LandmarkDetector
 from facelab.photos.folders import PhotoFolder, held_out, list_pictures
+from facelab.photos.packed import PackedPhotos
 from facelab.rendering.colour import srgb_to_linear
 from facelab.support.errors import CorpusError, NoFaceError
 from facelab.support.files import find_file, guarded, read_tensors, sha256_of, write_whole
 
 SIDE, SCALE = 200, 2.0  # px, and the square's side over that of the landmarks' box; crop_face shows 1.6
+UP = 0.08 * 1.6 / SCALE  # of `crop_face`, as far as it goes by itself
 TONES = (30.0, 40.0, 50.0, 60.0, 70.0)  # L* of cheeks, limits between classes
 RAREST = 6.0  # times as often as its share the rarest tone is shown, at most
 SHIFT, ZOOM = 0.05, 0.1  # of a view: share of its side, logarithm
@@ -68,7 +70,7 @@ class FaceCrops:
             for folder, chosen in zip(folders, pictures):
                 found = PhotoFolder(
                     folder, SIDE, path.with_suffix(".jsonl"), detector or DlibDetector(fallback=False),
-                    workers, chosen, scale=SCALE, up=0.08 * 1.6 / SCALE,
+                    workers, chosen, scale=SCALE, up=UP,
                 )  # fmt: skip
                 for i in range(len(found)):
                     face = found[i]
@@ -80,6 +82,16 @@ class FaceCrops:
             lists = {"images": images, "landmarks": landmarks, "lightness": lightness}
             write_whole({path: save({name: torch.stack(parts) for name, parts in lists.items()}, label)})
         return cls(*_read(path, label))
+
+    @classmethod
+    def unpacked(cls, path: str | Path) -> "FaceCrops":
+        """From a file of `pack_photos` with size=`SIDE`, scale=`SCALE`, up=`UP`. Raises CorpusError if it is
+        damaged."""
+        packed = PackedPhotos(path, SIDE)
+        parts = [packed[i] for i in range(len(packed))]
+        images = torch.stack([(part["image"] * 255).round().byte() for part in parts])
+        landmarks = torch.stack([part["landmarks"] for part in parts])
+        return cls(images, landmarks, torch.stack([cheek_lightness(*part.values()) for part in parts]))
 
     def draw(self, step: int, count: int, seed: int) -> Tensor:
         """(count,) indices for a training's step, a function of the arguments: evenly over tones.

