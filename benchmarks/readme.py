@@ -19,11 +19,7 @@ COLUMNS = (  # measure, heading, decimals
     ("albedo", "skin, relative", 2),
     ("identity", "identity", 2),
 )
-METHODS = (  # in the order of the table
-    "average face", "landmark fitting", "full fitting", "MoFA", "MoFA without surrogate", "inversefacenet",
-    "inversefacenet, second look", "inversefacenet, breeding", "inversefacenet, model space",
-    "inversefacenet, plain",
-)  # fmt: skip
+METHODS = ("average face", "landmark fitting", "full fitting", "MoFA", "inversefacenet")  # in this order
 
 
 def line(row: Row) -> str:

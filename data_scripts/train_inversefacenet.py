@@ -87,6 +87,8 @@ class Preset:
     breedings: int = 8
     bred: int = 200_000
     """pictures made in each breeding step, two for each target"""
+    unbred: int | None = None
+    """pictures of the row "unbred": as many as "people" sees; None: the corpus"""
     subdivisions: int = 1
     balanced: bool = False
     """see `model_space_weights`"""
@@ -104,7 +106,7 @@ PRESETS = {
     ),
     "shipped": Preset(
         "small", None, SIDE // 2, 16_000, 5_000, 32, "adamw", 1e-3, precision="bf16-mixed", breedings=4,
-        bred=4_000, balanced=True, mirror=True, flaws=True,
+        bred=4_000, unbred=32_000, balanced=True, mirror=True, flaws=True,
     ),
 }  # fmt: skip
 # For `make gpu`, without a detector and in minutes; and its miniature
@@ -341,8 +343,8 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
         run.device
     )
     signs = mirror_signs(model).to(run.device) if preset.mirror else None
-    if row == "unbred":  # as many pictures as the row "people" sees, from the beginning
-        preset = replace(preset, corpus=preset.corpus + preset.breedings * preset.bred)
+    if row == "unbred" and preset.unbred:
+        preset = replace(preset, corpus=preset.unbred)
     corpus = synthetic_corpus(args.pictures, model, preset, args.seed, row in PEOPLE)
     new = initial = Pictures(corpus.parts[:4])
 

@@ -9,8 +9,9 @@ from skimage.data import astronaut
 from skimage.io import imsave
 
 from facelab.photos import Face
-from facelab.photos.crops import RAREST, SCALE, SIDE, FaceCrops, cheek_lightness
+from facelab.photos.crops import RAREST, SCALE, SIDE, UP, FaceCrops, cheek_lightness
 from facelab.photos.folders import held_out
+from facelab.photos.packed import pack_photos
 from facelab.support.errors import CorpusError, NoFaceError, PhotoNotFoundError
 
 
@@ -77,6 +78,22 @@ def test_a_file_is_kept_and_a_tenth_of_the_people_left_out(tmp_path: Path) -> No
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CorpusError, match="damaged"):
         FaceCrops.cut(folders, file)
+
+
+def test_a_packed_file_holds_the_same_faces(tmp_path: Path) -> None:
+    image, points = spots()
+    people = [f"person {k}" for k in range(12)]
+    for name in people:
+        write(tmp_path / "photos" / name / "0.png", image)
+    kept = [name for name in people if not held_out(tmp_path / name / "0.png")]
+    packed = tmp_path / "packed.safetensors"
+    count = pack_photos(tmp_path / "photos", packed, SIDE, 1 << 22, Marks(points), scale=SCALE, up=UP)
+    cut = FaceCrops.cut([tmp_path / "photos"], tmp_path / "faces.safetensors", detector=Marks(points))
+    unpacked = FaceCrops.unpacked(packed)
+    assert count == len(kept) == len(cut) == len(unpacked)
+    torch.testing.assert_close(unpacked.landmarks, cut.landmarks, atol=0.02, rtol=0)
+    assert (unpacked.images.float() - cut.images.float()).abs().mean() < 3  # of 255: JPEG
+    torch.testing.assert_close(unpacked.lightness, cut.lightness, atol=1.5, rtol=0)
 
 
 def test_folders_without_faces_are_named(tmp_path: Path) -> None:
