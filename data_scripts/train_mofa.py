@@ -94,6 +94,7 @@ def detector_errors(path: Path, count: int = 128) -> Tensor:
 def confidences(errors: Tensor) -> Tensor:
     """(68,) in [0, 1]: the square of the steadiest landmark's scatter over each one's (robust: medians)."""
     scatter = (errors - errors.median(0).values).square().sum(-1).median(0).values
+    scatter = scatter.clamp(min=1e-12)  # of a detector that makes no errors
     return scatter.min() / scatter
 
 

@@ -162,7 +162,7 @@ def test_a_detector_finds_the_landmarks_in_the_picture() -> None:
     chosen = torch.cat([torch.arange(27, 36), torch.arange(48, 68)])  # it misjudges rendered eyelids
     errors = []
     for image, truth in zip(batch["image"], batch["landmarks"]):
-        for face in DlibDetector(fallback=False).detect(image)[:1]:
+        for face in DlibDetector().detect(image)[:1]:
             errors.append(float((face.landmarks - truth)[chosen].norm(dim=1).mean()))
     assert len(errors) >= 6
     assert np.median(errors) < 4, "pixels of a picture of 240"
