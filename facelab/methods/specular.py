@@ -1,7 +1,8 @@
 """Expressions and specular albedos (Deng et al., ACM MM 2022): skin's colour and its shine, told apart.
 
+    said = Specular.load(path).reconstruct(load_photo("me.jpg"))
     face = decode(model, theta, size)                       # a Face with a Blinn-Phong light
-    drawn = draw_parts(model, face, size)                   # the diffuse picture, and both together
+    drawn = draw_parts(face, face.surface(model), size)     # the diffuse picture, and both together
     terms = loss_terms(model, theta, batch, recogniser)     # Eqs. 6 to 13
 
 One network says all of it from one picture, and learns from photographs alone: what it says is drawn, and six
@@ -9,20 +10,29 @@ losses look at the drawing. Equation numbers are the paper's; what is read other
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from facelab import losses
 from facelab.geometry.camera import WeakPerspectiveCamera
 from facelab.geometry.rotations import euler_to_matrix
+from facelab.methods.base import load_trained
+from facelab.methods.mofa import face_square
 from facelab.model.face import Face, Surface
 from facelab.model.layout import ParameterLayout
 from facelab.model.morphable_model import MorphableModel
+from facelab.model.records import Reconstruction
+from facelab.networks import Regressor, encoder
+from facelab.photos import LandmarkDetector, check_image
 from facelab.recognition.networks import FaceRecogniser, composite
 from facelab.rendering.colour import linear_to_srgb
 from facelab.rendering.gbuffer import rasterize_surface
 from facelab.rendering.illumination import SH_CONSTANTS, BlinnPhongLight
+from facelab.support.errors import ParameterError
 
 SIDE = 224  # px, of the paper's pictures; lengths and areas of the losses are in pixels of such a picture
 BOX_SHARE = 0.6  # of the picture, that the landmarks of the zero vector fill
@@ -256,3 +266,57 @@ def loss_terms(
     parts = [weight * terms[name] for name, weight in used.items() if weight]
     total = torch.stack(parts).sum(0) if parts else theta.new_zeros(len(theta))
     return terms | {"total": total}
+
+
+def make_network(kind: str, model: MorphableModel, pretrained: str | Path | None = None) -> Regressor:
+    """Untrained: (B, 3, S, S) in [0, 1] -> vectors (B, layout.size), zero at first. See `networks.encoder`.
+
+    The paper's is "resnet50".
+    """
+    own = layout(model)
+    return Regressor(encoder(kind, own.size, "zero", pretrained), own, torch.ones(own.size))
+
+
+class Specular:
+    """A trained network as a method: picture in, `Reconstruction` with both albedos out.
+
+    `framed`: pictures are squares with the face framed as in training, and no detector is asked.
+    """
+
+    name = "specular"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        side: int,
+        model: MorphableModel | None = None,
+        framed: bool = False,
+        detector: LandmarkDetector | None = None,
+    ) -> None:
+        self.network, self.side, self.framed, self.detector = network.eval(), side, framed, detector
+        self.model = model or MorphableModel.load()
+
+    @classmethod
+    def load(cls, path: str | Path = "specular", framed: bool = False, **options: Any) -> "Specular":
+        """From a checkpoint. Raises ModelFileError if it is not what it says."""
+        coarse = MorphableModel.load(subdivisions=0)
+        network, card = load_trained(
+            path, "train_specular.py", lambda card: make_network(card["kind"], coarse)
+        )
+        return cls(network, card["side"], framed=framed, **options)
+
+    @torch.no_grad()
+    def reconstruct(self, image: Tensor) -> Reconstruction:
+        """The face in a (3, H, W) sRGB picture. Raises NoFaceError and what `check_image` raises, and
+        ParameterError for a framed picture that is not square."""
+        check_image(image)
+        height, width = image.shape[1:]
+        if self.framed and height != width:
+            raise ParameterError(f"A framed picture is square, not {width}×{height}; use framed=False.")
+        crop = None if self.framed else face_square(image, self.detector)
+        picture = (image if crop is None else crop.image)[None]
+        small = interpolate(picture, (self.side, self.side), mode="bilinear", antialias=True)
+        theta = self.network(small)
+        layout(self.model).check(theta)
+        face = decode(self.model, theta[0], picture.shape[-1])
+        return Reconstruction.of(face if crop is None else face.in_photo(crop), self.model, height, width)
