@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from facelab.methods.mofa import mirrored
+from facelab.evaluation.mofa_progress import mirrored
 from facelab.methods.specular import Batch, Weights, loss_terms, make_network
 from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.photos import landmark_mask
@@ -49,7 +49,7 @@ class Preset:
 PRESETS = {
     "full": Preset(),
     "cpu": Preset("small", None, 112, 16, 8_000, 1e-3, precision="32-true"),
-    "tiny": Preset("small", None, 64, 4, 6, 1e-3, precision="32-true"),
+    "tiny": Preset("small", None, 64, 4, 12, 1e-4, precision="32-true"),
 }
 
 
