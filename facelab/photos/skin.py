@@ -67,22 +67,7 @@ class SkinModel:
     @classmethod
     def load(cls, path: str | Path = SKIN_MODEL) -> "SkinModel":
         """The mixtures that data_scripts/train_skin_mixtures.py wrote. Raises ModelFileError."""
-        problem = f"The skin model '{path}' is missing or damaged; get it again"
-        content = read_json(Path(path), problem)
-        with guarded(problem, ModelFileError):
-            mixtures = []
-            for name in ("skin", "other"):
-                parts = {key: torch.tensor(content[name][key]) for key in ("shares", "means", "covariances")}
-                count = len(parts["shares"])
-                if parts["means"].shape != (count, 3) or parts["covariances"].shape != (count, 3, 3):
-                    raise ValueError(f"the mixture of {name} has parts that do not go together")
-                precisions = torch.linalg.inv(parts["covariances"])
-                torch.linalg.cholesky(precisions)  # or it is none
-                mixtures.append(Mixture(parts["shares"], parts["means"], precisions))
-            share = float(content["share"])
-            if not 0 < share < 1:
-                raise ValueError(f"its share of skin is {share}")
-        return cls(mixtures[0], mixtures[1], share)
+        return cls(*_read(Path(path)))
 
     def probability(self, image: Tensor, face: Tensor) -> Tensor:
         """p_i of Eq. 9 (1, H, W) for a picture (3, H, W) sRGB; 0 outside the face, a mask (1, H, W)."""
@@ -94,6 +79,25 @@ class SkinModel:
         odds = self.skin.log_density(points) - self.other.log_density(points)
         prior = math.log(self.share) - math.log1p(-self.share)
         return torch.sigmoid(odds + prior)[None]
+
+
+def _read(path: Path) -> tuple[Mixture, Mixture, float]:
+    problem = f"The skin model '{path}' is missing or damaged; get it again"
+    content = read_json(path, problem)
+    with guarded(problem, ModelFileError):
+        mixtures = []
+        for name in ("skin", "other"):
+            parts = {key: torch.tensor(content[name][key]) for key in ("shares", "means", "covariances")}
+            count = len(parts["shares"])
+            if parts["means"].shape != (count, 3) or parts["covariances"].shape != (count, 3, 3):
+                raise ValueError(f"the mixture of {name} has parts that do not go together")
+            precisions = torch.linalg.inv(parts["covariances"])
+            torch.linalg.cholesky(precisions)  # or it is none
+            mixtures.append(Mixture(parts["shares"], parts["means"], precisions))
+        share = float(content["share"])
+        if not 0 < share < 1:
+            raise ValueError(f"its share of skin is {share}")
+    return mixtures[0], mixtures[1], share
 
 
 def skin_weights(probability: Tensor) -> Tensor:
