@@ -1,7 +1,10 @@
 """facelab as a package: what can be taken from it, how it prints, and a wheel without the repository."""
 
 import ast
+import dataclasses
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 import sysconfig
@@ -9,19 +12,13 @@ import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import facelab
-from facelab.export import TexturedMesh
-from facelab.methods.fitting import Fit
-from facelab.methods.residuals import Estimate
-from facelab.model.face import Face, Surface
 from facelab.model.morphable_model import MorphableModel
-from facelab.model.records import FaceRecord, Mesh, Reconstruction
-from facelab.rendering.gbuffer import GBuffer
-from facelab.rendering.image_formation import Picture, VertexPicture
 from facelab.support.errors import MissingPackageError
 from facelab.support.tensors import LONGEST, one_line
 from facelab.support.third_party import needs
@@ -89,11 +86,23 @@ def test_the_viewer_without_matplotlib() -> None:
 # ------------------------------------------------------------------------------------------------ repr
 
 
-@pytest.mark.parametrize("kind", [
-    Estimate, Face, FaceRecord, Fit, GBuffer, Mesh, MorphableModel, Picture, Reconstruction, Surface,
-    TexturedMesh, VertexPicture,
-])  # fmt: skip
-def test_classes_with_tensors_print_on_one_line(kind: type) -> None:
+def kinds_with_tensors() -> list[type]:
+    """Every public dataclass of facelab that has a tensor among its fields."""
+    found = []
+    for module in pkgutil.walk_packages(facelab.__path__, "facelab."):
+        if "triton" not in module.name and "pytorch3d" not in module.name:
+            for kind in vars(importlib.import_module(module.name)).values():
+                own = getattr(kind, "__module__", "") == module.name and dataclasses.is_dataclass(kind)
+                types = [str(part.type) for part in dataclasses.fields(kind)] if own else []
+                if not getattr(kind, "__name__", "_").startswith("_") and (
+                    {"Tensor", "Tensor | None", "<class 'torch.Tensor'>"} & set(types)
+                ):
+                    found.append(kind)
+    return found
+
+
+@pytest.mark.parametrize("kind", kinds_with_tensors())
+def test_classes_with_tensors_print_on_one_line(kind: Any) -> None:
     made = kind.__new__(kind)
     for number, name in enumerate(kind.__dataclass_fields__):
         object.__setattr__(made, name, torch.rand(1000, 3 + number))

@@ -24,6 +24,7 @@ from facelab.rendering.colour import linear_to_srgb
 from facelab.rendering.illumination import Light, SphericalHarmonicsLight, ambient_to_sh, directional_to_sh
 from facelab.rendering.image_formation import render, render_attributes
 from facelab.support.errors import ParameterError
+from facelab.support.tensors import one_line
 from facelab.support.third_party import needs
 
 with needs("notebooks"):
@@ -199,6 +200,7 @@ def save_gif(images: Sequence[Tensor], path: str | Path, frames_per_second: floa
     return path
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class MeshView:
     """A 3-D view that can be turned with the mouse, and a picture of it for places without JavaScript."""

@@ -17,13 +17,14 @@ from torch import Tensor
 from facelab.geometry.mesh import normalise
 from facelab.geometry.rotations import euler_to_matrix
 from facelab.support.errors import ParameterError
-from facelab.support.tensors import constant
+from facelab.support.tensors import constant, one_line
 
 NEAR_MM = 1.0
 """Points nearer than this (or behind the camera) are projected as if they were this far away, so that x and y
 stay finite. Their depth is reported as it is: a depth below NEAR_MM marks a point that cannot be seen."""
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class PerspectiveCamera:
     """Full perspective (pinhole) camera of InverseFaceNet, MoFA (Eq. 5) and GANFIT (Eq. 6).
@@ -114,6 +115,7 @@ class PerspectiveCamera:
         return flip[:, None] * self.rotation, flip * self.translation, matrix
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class WeakPerspectiveCamera:
     """Scaled orthographic camera of CoarseNet (Richardson et al. 2017, Eq. 2) and Deng et al. 2022 (Eq. 3).

@@ -26,10 +26,12 @@ from facelab.model.morphable_model import MorphableModel
 from facelab.model.records import Mesh, Reconstruction
 from facelab.photos import Crop
 from facelab.support.errors import ParameterError
+from facelab.support.tensors import one_line
 
 COARSE_FIDELITY = 10.0  # of the mean squared change of CoarseNet's vector, in the sum of Figure 7
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Look:
     """What CoarseNet and FineNet say about one photograph, in the pixels of a square crop."""

@@ -23,6 +23,7 @@ from facelab.methods.exposure import Exposure
 from facelab.methods.residuals import SHARED, Estimate, VertexBases, robust_weights
 from facelab.rendering.illumination import sh_basis
 from facelab.support.errors import ParameterError
+from facelab.support.tensors import one_line
 
 JAW = slice(0, 17)
 
@@ -71,6 +72,7 @@ class Settings:
             )
 
 
+@one_line
 @dataclass(frozen=True)
 class View:
     """One photograph of the person, cropped."""
@@ -149,6 +151,7 @@ def landmark_sigmas(sigma: float, settings: Settings) -> Tensor:
     return result
 
 
+@one_line
 @dataclass(frozen=True)
 class NormalEquations:
     """A quadratic model of the energy around an estimate: float64."""

@@ -37,7 +37,7 @@ from facelab.photos import skin_mask
 from facelab.rendering.colour import srgb_to_linear
 from facelab.rendering.gbuffer import depth_normals, rasterize_surface
 from facelab.support.errors import ModelFileError, ParameterError
-from facelab.support.tensors import finite
+from facelab.support.tensors import finite, one_line
 from facelab.training import load_checkpoint
 
 SMALLEST = 64  # px: a face in a smaller picture shows no folds
@@ -48,6 +48,7 @@ DEPTH_UNIT = 32.0  # px of depth that the network sees as 1
 STRANGE = 0.5  # a blurred intensity that differs from its explanation by this share is no bare skin
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class View:
     """B pictures of S×S px and their coarse faces, as the criterion sees them."""

@@ -21,11 +21,13 @@ from facelab.geometry.mesh import normalise
 from facelab.methods.finenet import feathered
 from facelab.model.face import Surface
 from facelab.rendering.gbuffer import depth_normals
+from facelab.support.tensors import one_line
 
 GRAZING = (0.15, 0.45)  # cosines between which detail fades in
 NEAR_MM = 4.0  # a vertex this far behind the visible surface is hidden
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Detail:
     """One picture's coarse and fine depth."""

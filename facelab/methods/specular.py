@@ -33,6 +33,7 @@ from facelab.rendering.colour import linear_to_srgb
 from facelab.rendering.gbuffer import rasterize_surface
 from facelab.rendering.illumination import SH_CONSTANTS, BlinnPhongLight
 from facelab.support.errors import ParameterError
+from facelab.support.tensors import one_line
 
 SIDE = 224  # px, of the paper's pictures; lengths and areas of the losses are in pixels of such a picture
 BOX_SHARE = 0.6  # of the picture, that the landmarks of the zero vector fill
@@ -69,6 +70,7 @@ class Weights:
     eta: float = 1.0
 
 
+@one_line
 @dataclass(frozen=True)
 class Batch:
     """What is known of B photographs (B, 3, S, S) sRGB before the training: labels, found once."""
@@ -124,6 +126,7 @@ def decode(model: MorphableModel, theta: Tensor, size: int = SIDE) -> Face:
     return Face(parts["identity"], parts["expression"], parts["albedo"], camera, shine)
 
 
+@one_line
 @dataclass(frozen=True)
 class Drawn:
     """The two pictures of Sec. 4.1.2, sRGB (..., 3, S, S), black where there is no face."""

@@ -28,6 +28,7 @@ from facelab.photos import skin_mask
 from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
 from facelab.rendering.gbuffer import GBuffer, depth_normals, rasterize_surface
 from facelab.rendering.illumination import Light
+from facelab.support.tensors import one_line
 from facelab.synthetic.augmentation import procedural_backgrounds
 from facelab.synthetic.distributions import DISTRIBUTIONS
 
@@ -50,6 +51,7 @@ FAMILIES = (
 FOLD_MM = 0.1  # deeper than this is a fold
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class WrinkledFaces:
     """B pictures of S×S px and their truth."""

@@ -11,10 +11,12 @@ from torch.nn.functional import interpolate as resize
 
 from facelab.photos.load import check_image
 from facelab.support.errors import ParameterError
+from facelab.support.tensors import one_line
 
 BORDER = 0.15  # of the face's size: nearer to the photo's border dlib's error grows from 0.5 to 2 % and more
 
 
+@one_line
 @dataclass(frozen=True)
 class Crop:
     """A square piece of a photo, resampled to S×S.

@@ -22,6 +22,7 @@ from facelab.photos.packed import PackedPhotos
 from facelab.rendering.colour import srgb_to_linear
 from facelab.support.errors import CorpusError, NoFaceError
 from facelab.support.files import find_file, guarded, read_tensors, sha256_of, write_whole
+from facelab.support.tensors import one_line
 
 SIDE, SCALE = 200, 2.0  # px, and the square's side over that of the landmarks' box; crop_face shows 1.6
 UP = 0.08 * 1.6 / SCALE  # of `crop_face`, as far as it goes by itself
@@ -31,6 +32,7 @@ SHIFT, ZOOM = 0.05, 0.1  # of a view: share of its side, logarithm
 CHEEKS = ((2, 31, 41), (14, 35, 46))  # landmarks around the middle of each
 
 
+@one_line
 @dataclass(frozen=True)
 class FaceCrops:
     """N squares around faces: more than trainings see, so that views can be shifted and zoomed."""

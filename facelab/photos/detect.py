@@ -17,6 +17,7 @@ from facelab.photos.crop import share_outside
 from facelab.photos.load import check_image
 from facelab.support.errors import FaceIndexError, ImageTooSmallError, ModelFileError, NoFaceError
 from facelab.support.files import guarded
+from facelab.support.tensors import one_line
 from facelab.support.third_party import dlib_file
 
 LEAST_FACE = 24  # px of the landmarks' box
@@ -29,6 +30,7 @@ _NOT_INSTALLED = (
 Hit = tuple[np.ndarray, float, float, float]  # centre (2,) px, side px, roll radians, score
 
 
+@one_line
 @dataclass(frozen=True)
 class Face:
     """A face: `box` (4,) left, top, right, bottom and `landmarks` (68, 2) in iBUG order, in pixels.

@@ -18,6 +18,7 @@ from torch import Tensor
 from facelab.rendering.colour import srgb_to_linear
 from facelab.support.errors import ModelFileError, ParameterError
 from facelab.support.files import DATA, guarded, read_json
+from facelab.support.tensors import one_line
 
 SKIN_MODEL = DATA / "skin_mixtures.json"
 DARKEST = 2e-3  # linear: below, a colour has no ratio that means anything
@@ -40,6 +41,7 @@ def skin_features(image: Tensor, face: Tensor) -> Tensor:
     return torch.stack([red - green, green - blue, luminance - luminance[face[0]].median()])
 
 
+@one_line
 @dataclass(frozen=True)
 class Mixture:
     """K Gaussians in D dimensions."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from facelab.geometry.mesh import dot, normalise
 from facelab.support.errors import ParameterError
-from facelab.support.tensors import constant
+from facelab.support.tensors import constant, one_line
 
 SH_CONSTANTS = (
     math.sqrt(1 / (4 * math.pi)),  # 1
@@ -131,6 +131,7 @@ def schlick_fresnel(f0: Tensor, cosine: Tensor) -> Tensor:
     return f0 + (1 - f0) * (1 - cosine).clamp(0, 1) ** 5
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Shading:
     """What a light does to a list of surface points; all `(..., N, 3)`, linear RGB."""
@@ -155,6 +156,7 @@ class Light(Protocol):
         ...
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class SphericalHarmonicsLight:
     """Distant, smooth light on a matt surface (InverseFaceNet, MoFA). Specular reflectance is ignored."""
@@ -170,6 +172,7 @@ class SphericalHarmonicsLight:
         return Shading(diffuse * shading, shading, torch.zeros_like(shading))
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class PhongLight:
     """One point light and ambient light (GANFIT, Eq. 6: p_l is position, colour and ambient colour).
@@ -206,6 +209,7 @@ class PhongLight:
         return Shading(diffuse * shading + radiance, shading, radiance)
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class BlinnPhongLight:
     """Spherical harmonics for the matt part, one point light for the shine (Deng et al. 2022, Eqs. 4 and 5).
