@@ -20,10 +20,8 @@ their pictures, whatever their seed; pictures of another size, or of other targe
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import re
 import time
 import warnings
@@ -376,15 +374,11 @@ def train(row: str, preset: Preset, args: argparse.Namespace) -> tuple[nn.Module
     card = {
         "row": row,
         "network": preset.network,
-        "face_model": sha256_of(DEFAULT_MODEL),
         "preset": asdict(preset),
         "seed": args.seed,
         "targets": args.targets if row in BRED else None,
         "presentations": preset.steps * preset.batch * run.fabric.world_size,
-        "date": datetime.date.today().isoformat(),
-        "minutes": round(state["seconds"] / 60, 1),
-        "hardware": hardware(run),
-        "torch": torch.__version__,
+        **run.provenance(state["seconds"]),
         "losses": [round(float(part.mean()), 4) for part in np.array_split(losses, min(100, len(losses)))],
     }
     if row in BRED:
@@ -455,13 +449,6 @@ def history(
 def coarse_pictures(images: Tensor) -> Tensor:
     """(N, 3, S, S) uint8 -> (N, 432), 12×12 pixels each."""
     return torch.cat([adaptive_avg_pool2d(part / 255, 12).flatten(1).double() for part in images.split(500)])
-
-
-def hardware(run: Run) -> str:
-    """In words."""
-    if run.device.type == "cuda":
-        return f"{run.fabric.world_size} × {torch.cuda.get_device_name()}"
-    return f"CPU {platform.machine()}, {torch.get_num_threads()} thread(s)"
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ held-out renders.
 
 import argparse
 import json
-import platform
 import subprocess
 import time
 import warnings
@@ -291,11 +290,10 @@ def main() -> None:
         "start": args.start and args.start.name,
         "pretrained": args.pretrained and Path(args.pretrained).name,
         "seen": last["pictures"], "settings": settings,
-        "hardware": platform.processor() or platform.machine(), "device": str(run.device),
-        "cpu_seconds": round(history["seconds"]), "torch": torch.__version__, "commit": commit,
-        "date": time.strftime("%Y-%m-%d"), "held_out": last, "warning_signs": history["signs"],
+        "commit": commit, "held_out": last, "warning_signs": history["signs"],
         "landmarks": LANDMARKS, "licence": "that of the photographs" if batches.photos else "Apache-2.0",
     }  # fmt: skip
+    card |= run.provenance(history["seconds"])
     save_checkpoint(args.run / "mofa.safetensors", encoder, card)
     write_whole({args.run / "curves.json": as_json(history["curves"])})
     print(json.dumps(last, indent=1))

@@ -16,6 +16,8 @@ was killed and started again ends with the same weights as one that was not.
 import hashlib
 import math
 import os
+import platform
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,8 +32,18 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from facelab.model.morphable_model import DEFAULT_MODEL
 from facelab.support.errors import DivergenceError, ModelFileError, ParameterError
-from facelab.support.files import DATA, as_json, guarded, read_json, read_tensors, replacing, write_whole
+from facelab.support.files import (
+    DATA,
+    as_json,
+    guarded,
+    read_json,
+    read_tensors,
+    replacing,
+    sha256_of,
+    write_whole,
+)
 
 CHECKPOINTS = DATA / "checkpoints"
 SCALE, SMALL = ".scale", 4096  # of rows kept as 8-bit numbers; tensors that are not worth it
@@ -89,6 +101,17 @@ class Run:
     def path(self) -> Path:
         """The checkpoint to resume from."""
         return self.folder / "last.ckpt"
+
+    def provenance(self, seconds: float) -> dict[str, Any]:
+        """What every card says of how its weights came about: the face model, the machine, the day."""
+        name = platform.processor() or platform.machine()
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+        return {
+            "face_model": sha256_of(DEFAULT_MODEL), "minutes": round(seconds / 60, 1), "hardware": name,
+            "device": str(self.device), "processes": self.fabric.world_size,
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
+        }  # fmt: skip
 
     def setup(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
         """Both wrapped by Fabric: moved to the device, gradients averaged over processes."""

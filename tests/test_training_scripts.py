@@ -14,6 +14,7 @@ from skimage.io import imsave
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 
+import train
 import train_inversefacenet
 import train_mofa
 
@@ -40,6 +41,19 @@ def run(script: object, *arguments: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train", *map(str, arguments)])
         script.main()  # type: ignore[attr-defined]
+
+
+def test_one_entry_for_all_trainings(capsys: pytest.CaptureFixture[str]) -> None:
+    scripts = Path(train_mofa.__file__).parent.glob("train_*.py")
+    names = {script.stem.removeprefix("train_") for script in scripts}
+    run(train)
+    listed = capsys.readouterr().out
+    assert names == set(train.networks()) and all(f"    {name} " in listed for name in names)
+    with pytest.raises(SystemExit) as ended:
+        run(train, "mofa", "--help")
+    assert ended.value.code == 0 and "--no-surrogate" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no network 'mofo' to train: choose from .*mofa"):
+        run(train, "mofo")
 
 
 @pytest.fixture

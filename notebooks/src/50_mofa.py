@@ -464,7 +464,7 @@ for name in ("geometry_mm", "photometric", "landmarks_px"):
 
 # %%
 _, card = load_checkpoint("mofa")
-for key in ("kind", "side", "preset", "corpus", "photographs", "seen", "surrogate", "cpu_seconds", "date"):
+for key in ("kind", "side", "preset", "corpus", "photographs", "seen", "surrogate", "minutes", "date"):
     print(f"{key:12} {card[key]}")
 curves = json.loads(repository("results/mofa_training.json").read_text())
 
