@@ -152,7 +152,7 @@ def test_values_and_gradients_are_those_of_the_cpu(watch: Watch) -> None:
 
 def learn(network: torch.nn.Module, step: Callable[[], Tensor], half: torch.dtype | None) -> list[float]:
     """Losses of some steps as the scripts make them, the first one unwatched (it may set things up)."""
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-3, fused=True)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)  # too small to step beyond the valley
     scaler = torch.amp.GradScaler(NAME, init_scale=1e-3, enabled=half == torch.float16)
     losses = []
     with watched() as watch:
@@ -194,7 +194,7 @@ def test_a_step_of_inversefacenet(watch: Watch, model: MorphableModel, half: tor
         return inversefacenet.parameter_loss(network(pictures).float(), wanted, weights).mean()
 
     losses = learn(network, step, half)
-    assert losses[-1] < losses[0]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.99 * losses[0]
 
 
 @pytest.mark.parametrize("half", AUTOCAST)
@@ -211,7 +211,7 @@ def test_a_step_of_mofa(watch: Watch, half: torch.dtype | None) -> None:
         return mofa.loss_terms(decoder, code, images, landmarks, trust)["total"].mean()
 
     losses = learn(network, step, half)
-    assert losses[-1] < losses[0]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.99 * losses[0]
 
 
 @pytest.mark.parametrize("half", AUTOCAST)
@@ -228,7 +228,7 @@ def test_a_step_of_coarsenet(watch: Watch, half: torch.dtype | None) -> None:
         return (geometry(said, truth) + coarsenet.pose_loss(said, truth)).mean()
 
     losses = learn(network, step, half)
-    assert losses[-1] < losses[0]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.99 * losses[0]
 
 
 def test_drawing_feedback_waits_for_nothing(watch: Watch, model: MorphableModel) -> None:
