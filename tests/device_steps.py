@@ -152,7 +152,7 @@ def test_values_and_gradients_are_those_of_the_cpu(watch: Watch) -> None:
 
 def learn(network: torch.nn.Module, step: Callable[[], Tensor], half: torch.dtype | None) -> list[float]:
     """Losses of some steps as the scripts make them, the first one unwatched (it may set things up)."""
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)  # too small to step beyond the valley
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)  # too small to overshoot
     scaler = torch.amp.GradScaler(NAME, init_scale=1e-3, enabled=half == torch.float16)
     losses = []
     with watched() as watch:

@@ -52,7 +52,7 @@ def test_one_entry_for_all_trainings(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as ended:
         run(train, "mofa", "--help")
     assert ended.value.code == 0 and "--no-surrogate" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="no network 'mofo' to train: choose from .*mofa"):
+    with pytest.raises(SystemExit, match=r"no network 'mofo' to train: choose from .*mofa"):
         run(train, "mofo")
 
 
