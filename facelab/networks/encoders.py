@@ -204,6 +204,7 @@ def _resnet(blocks: tuple[int, ...], bottleneck: bool) -> Callable[[int, int], n
 
 KINDS: dict[str, Callable[[int, int], nn.Module]] = {
     "small": Small,
+    "slim": lambda outputs, channels: Small(outputs, channels, (16, 32, 64, 128)),
     "medium": lambda outputs, channels: Small(outputs, channels, (32, 64, 128, 256)),
     "alexnet": alexnet,
     "vgg": vgg,
@@ -230,7 +231,7 @@ def encoder(
     """A network (B, channels, H, W) in [0, 1] -> (B, outputs).
 
     Args:
-        kind: "small" or "medium" (CPU), "alexnet", "vgg" (16 layers), "resnet18", "resnet50" or
+        kind: "slim", "small" or "medium" (CPU), "alexnet", "vgg" (16 layers), "resnet18", "resnet50" or
             "resnet101".
         final: weights of the last layer: "normal" N(0, 0.01) (InverseFaceNet), "zero" (MoFA) or "xavier"; its
             biases are zero.

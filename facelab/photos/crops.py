@@ -109,17 +109,42 @@ class FaceCrops:
     def views(self, index: Tensor, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, side, side) in [0, 1], framed as by `crop_face` and shifted and zoomed at random,
         and their landmarks (B, 68, 2) px."""
-        count = len(index)
+        windows = Windows.random(len(index), generator)
+        images = windows.cut(self.images[index].float() / 255, side)
+        return images, windows.move(self.landmarks[index], side)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """B windows into crops of FaceCrops: framed as by `crop_face`, and shifted and zoomed at random.
+
+    Whatever is known per pixel of the crops goes through the same ones.
+    """
+
+    zoom: Tensor
+    """(B,) the window's side over the crop's"""
+    shift: Tensor
+    """(B, 2) of its middle, in half sides of the crop"""
+
+    @classmethod
+    def random(cls, count: int, generator: torch.Generator) -> "Windows":
+        """As many, each another one."""
         zoom = torch.exp(ZOOM * (2 * torch.rand(count, generator=generator) - 1)) * 1.6 / SCALE
         shift = 2 * SHIFT * zoom[:, None] * (2 * torch.rand(count, 2, generator=generator) - 1)
-        theta = torch.zeros(count, 2, 3)
-        theta[:, 0, 0] = theta[:, 1, 1] = zoom
-        theta[:, :, 2] = shift
-        grid = affine_grid(theta, [count, 3, side, side], align_corners=False)
-        images = self.images[index].float() / 255
-        images = grid_sample(images, grid, "bilinear", "border", align_corners=False)
-        points = (2 * self.landmarks[index] / SIDE - 1 - shift[:, None]) / zoom[:, None, None]
-        return images, (points + 1) * side / 2
+        return cls(zoom, shift)
+
+    def cut(self, maps: Tensor, side: int) -> Tensor:
+        """Maps (B, C, H, H) of whole crops, H of any size -> (B, C, side, side)."""
+        theta = torch.zeros(len(self.zoom), 2, 3)
+        theta[:, 0, 0] = theta[:, 1, 1] = self.zoom
+        theta[:, :, 2] = self.shift
+        grid = affine_grid(theta, [*maps.shape[:2], side, side], align_corners=False)
+        return grid_sample(maps, grid, "bilinear", "border", align_corners=False)
+
+    def move(self, landmarks: Tensor, side: int) -> Tensor:
+        """Points (B, N, 2) in px of crops of `SIDE` px -> px of windows of `side` px."""
+        points = (2 * landmarks / SIDE - 1 - self.shift[:, None]) / self.zoom[:, None, None]
+        return (points + 1) * side / 2
 
 
 def cheek_lightness(image: Tensor, landmarks: Tensor) -> Tensor:
