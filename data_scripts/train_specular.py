@@ -35,7 +35,7 @@ from facelab.methods.specular_losses import Batch, Weights, loss_terms
 from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.networks import Regressor, last_layer
 from facelab.photos import landmark_mask
-from facelab.photos.crops import FaceCrops, Windows, seed_of
+from facelab.photos.crops import SIDE, FaceCrops, Windows, seed_of
 from facelab.photos.skin import SkinModel, skin_weights
 from facelab.recognition.networks import DlibRecogniser
 from facelab.support.errors import CorpusError, ModelFileError
@@ -96,9 +96,9 @@ def skin_labels(faces: FaceCrops, file: Path) -> Tensor:
     if not file.is_file():
         skin, found = SkinModel.load(), []
         for image, landmarks in zip(tqdm(faces.images, desc="skin"), faces.landmarks):
-            label = skin_label(image.float() / 255, landmarks, skin)
-            small = interpolate(label[None], (LABEL_SIDE, LABEL_SIDE), mode="area")[0]
-            found.append((255 * small).round().byte())
+            small = interpolate(image[None] / 255, (LABEL_SIDE, LABEL_SIDE), mode="area")[0]
+            label = skin_label(small, landmarks * LABEL_SIDE / SIDE, skin)
+            found.append((255 * label).round().byte())
         write_whole({file: save({"skin": torch.stack(found)}, {"faces": digest})})
     problem = f"'{file}' is damaged or of other photographs; delete it"
     with guarded(problem, CorpusError):
