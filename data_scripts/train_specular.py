@@ -73,9 +73,7 @@ PRESETS = {
     "shipped": Preset(
         "slim", None, 160, 112, 1 / 8, 16, 4, 1500, 3e-4, mouth_from=0.1, decay_from=0.5, precision="32-true"
     ),
-    "cpu": Preset(
-        "small", None, 112, 112, 0.0, 16, None, 8_000, 1e-3, decay_from=0.5, precision="32-true"
-    ),
+    "cpu": Preset("small", None, 112, 112, 0.0, 16, None, 8_000, 1e-3, decay_from=0.5, precision="32-true"),
     "tiny": Preset("small", None, 64, 64, 0.0, 4, None, 12, 1e-4, precision="32-true"),
 }
 LABEL_SIDE = 100  # px, of the skin weights that are kept
@@ -203,15 +201,16 @@ def train(args: argparse.Namespace, preset: Preset) -> tuple[torch.nn.Module, di
     skin = skin_labels(faces, args.run / "skin.safetensors")
     batches = Labelled(faces, skin, preset, args.seed, run.fabric.global_rank, run.fabric.world_size)
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "terms": [], "seconds": 0.0}
-    loader, sums, before, started = None, {}, 0.0, time.process_time()
+    sums: dict[str, Any] = {}
+    loader, before, started = None, 0.0, time.process_time()
     for step in run.steps(state, preset.steps):
         if loader is None:  # after the state has been resumed
             before, order = state["seconds"], range(step, preset.steps)
             loader = iter(DataLoader(batches, batch_size=None, sampler=order, num_workers=args.workers))
         network.train()
         optimizer.param_groups[0]["lr"] = preset.rate * rate_share(preset, step)
-        images, *known = (part.to(run.device) for part in next(loader))
-        batch = Batch(*known, recognised=preset.recognised)
+        images, small, landmarks, skin_weight = (part.to(run.device) for part in next(loader))
+        batch = Batch(small, landmarks, skin_weight, recognised=preset.recognised)
         theta = network(images).float()
         mouth = step >= preset.mouth_from * preset.steps
         terms = loss_terms(model, theta, batch, recogniser, weights, mouth)

@@ -14,9 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 
 import train_specular
 
-from facelab.methods.specular import Specular
-from facelab.photos import load_photo
-from facelab.support.errors import NoFaceError, ParameterError
+from facelab.methods.mofa import MoFA
+from facelab.methods.specular import Specular, decode, layout, make_network
+from facelab.model.morphable_model import MorphableModel
+from facelab.photos import crop_face, find_face, load_photo
+from facelab.rendering.illumination import shading_coefficients
+from facelab.support.errors import CorpusError, ModelFileError, NoFaceError, ParameterError
+from facelab.training import CHECKPOINTS
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +80,51 @@ def test_all_losses_with_the_recognition_network(photographs: Path, tmp_path: Pa
     terms = json.loads((tmp_path / "specular.json").read_text())["terms"][-1]
     assert set(terms) == {"identity", "photo", "landmark", "mouth", "prior", "uniform", "total"}
     assert 0 < terms["identity"] < 2
+
+
+def test_the_start_sees_what_mofa_sees() -> None:
+    """Light to rounding; landmarks far nearer than the average face's, the rest is perspective."""
+    model = MorphableModel.load(subdivisions=0)
+    network = make_network("slim", model, border=1 / 8)
+    photo = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
+    marks = find_face(photo).landmarks
+    images = torch.stack([crop_face(photo, marks + move, 160).image for move in (-15.0, 0.0, 15.0)])
+    images = torch.cat([images, images.flip(-1)])
+    mofa = MoFA.load(framed=True)
+    with torch.no_grad():
+        wanted = mofa.decoder.face(mofa.encoder(images), 160)
+        train_specular.start_from_mofa(network, model)
+        found = decode(model, network.eval()(images), 160)
+    coefficients = shading_coefficients(wanted.light)
+    torch.testing.assert_close(shading_coefficients(found.light), coefficients, rtol=1e-4, atol=1e-4)
+    points = wanted.landmarks(mofa.decoder.model)
+    average = decode(model, layout(model).zeros(1), 160).landmarks(model)
+    off, control = ((one.landmarks(model) if one is found else average) - points for one in (found, None))
+    assert off.norm(dim=-1).mean() < 0.5 * control.norm(dim=-1).mean()
+
+
+def test_the_rate_falls_at_the_end_where_it_should() -> None:
+    preset = train_specular.PRESETS["shipped"]
+    shares = [train_specular.rate_share(preset, step) for step in range(preset.steps)]
+    assert shares[: preset.steps // 2] == [1.0] * (preset.steps // 2)
+    assert shares == sorted(shares, reverse=True) and 0 < shares[-1] < 0.02
+    assert train_specular.rate_share(train_specular.PRESETS["full"], 199_999) == 1.0
+
+
+def test_a_training_goes_on_from_a_checkpoint_and_damage_has_a_name(
+    photographs: Path, tmp_path: Path
+) -> None:
+    options = (
+        "--photos", photographs, "--faces", tmp_path / "faces.safetensors", "--preset", "tiny", "--steps", 1,
+        "--without", "identity", "--device", "cpu",
+    )  # fmt: skip
+    run(tmp_path / "a", *options)
+    first = tmp_path / "a" / "specular.safetensors"
+    run(tmp_path / "b", *options, "--start", first)
+    assert json.loads((tmp_path / "b" / "specular.json").read_text())["start"] == first.name
+    with pytest.raises(ModelFileError, match="not a checkpoint"):
+        run(tmp_path / "c", *options, "--start", CHECKPOINTS / "mofa.safetensors")
+    labels = tmp_path / "b" / "skin.safetensors"
+    labels.write_bytes(labels.read_bytes()[:-10])
+    with pytest.raises(CorpusError, match="damaged"):
+        run(tmp_path / "b", *options)
