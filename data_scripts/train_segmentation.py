@@ -11,8 +11,6 @@ RUN/segmentation.safetensors is the checkpoint.
 """
 
 import argparse
-import datetime
-import platform
 import time
 import zlib
 from dataclasses import asdict, dataclass, replace
@@ -209,7 +207,7 @@ def train(args: argparse.Namespace, preset: Preset) -> tuple[nn.Module, dict[str
     held_out = measure(plain, preset.side, read(args.folder, apart=True), rendered(64, preset.side, 7777))
     return network, {
         "photographs": len(pairs.images), "seen": preset.steps * preset.batch, "losses": state["losses"][-1],
-        "held_out": held_out, "device": str(run.device), "cpu_seconds": round(state["seconds"]),
+        "held_out": held_out, **run.provenance(state["seconds"]),
     }  # fmt: skip
 
 
@@ -229,8 +227,7 @@ def main() -> None:
     network, history = train(args, preset)
     card = {
         "network": "U-Net", "classes": list(CLASSES), "side": preset.side, "preset": asdict(preset),
-        "seed": args.seed, "torch": torch.__version__, "hardware": platform.processor() or platform.machine(),
-        "date": datetime.date.today().isoformat(), "licence": "that of the photographs", **history,
+        "seed": args.seed, "licence": "that of the photographs", **history,
     }  # fmt: skip
     save_checkpoint(args.run / "segmentation.safetensors", network, card)
     print(history["held_out"])

@@ -11,10 +11,8 @@ is the checkpoint, its card says how it came about.
 """
 
 import argparse
-import datetime
 import hashlib
 import math
-import platform
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,14 +30,14 @@ from facelab.methods.mofa import FOCAL, Decoder, Z
 from facelab.methods.mofa import LAYOUT as MOFA
 from facelab.methods.specular import UNITS, decode, layout, make_network
 from facelab.methods.specular_losses import Batch, Weights, loss_terms
-from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.model.morphable_model import MorphableModel
 from facelab.networks import Regressor, last_layer
 from facelab.photos import landmark_mask
 from facelab.photos.crops import SIDE, FaceCrops, Windows, seed_of
 from facelab.photos.skin import SkinModel, skin_weights
 from facelab.recognition.networks import DlibRecogniser
 from facelab.support.errors import CorpusError, ModelFileError
-from facelab.support.files import guarded, read_tensors, sha256_of, write_whole
+from facelab.support.files import guarded, read_tensors, write_whole
 from facelab.training import Run, load_checkpoint, save_checkpoint
 
 LOSSES = ("identity", "photo", "mouth", "prior", "uniform")  # that can be left out (Tables 1 and 2)
@@ -227,8 +225,7 @@ def train(args: argparse.Namespace, preset: Preset) -> tuple[torch.nn.Module, di
             sums = {}
     return network, {
         "photographs": len(faces), "seen": preset.steps * preset.batch * run.fabric.world_size,
-        "terms": state["terms"], "hardware": platform.processor() or platform.machine(),
-        "device": str(run.device), "cpu_seconds": round(state["seconds"]),
+        "terms": state["terms"], **run.provenance(state["seconds"]),
     }  # fmt: skip
 
 
@@ -254,9 +251,8 @@ def main() -> None:
     network, history = train(args, preset)
     card = {
         "method": "specular", "kind": preset.kind, "side": preset.side, "border": preset.border,
-        "face_model": sha256_of(DEFAULT_MODEL), "preset": asdict(preset), "without": args.without,
-        "start": args.start and Path(args.start).name, "seed": args.seed, "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(), "licence": "that of the photographs", **history,
+        "preset": asdict(preset), "without": args.without, "start": args.start and Path(args.start).name,
+        "seed": args.seed, "licence": "that of the photographs", **history,
     }  # fmt: skip
     save_checkpoint(args.run / "specular.safetensors", network, card)
     print({name: round(value, 4) for name, value in history["terms"][-1].items()})

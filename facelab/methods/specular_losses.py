@@ -16,6 +16,7 @@ from facelab.model.face import Face, Surface
 from facelab.model.morphable_model import MorphableModel
 from facelab.recognition.networks import FaceRecogniser, composite
 from facelab.rendering.illumination import SH_CONSTANTS
+from facelab.support.tensors import one_line
 
 INNER_LIPS = range(60, 68)
 HEAVY = [*range(17, 27), *range(48, 60)]  # Sec. 4.1.3: brows and the outer mouth
@@ -40,6 +41,7 @@ class Weights:
     eta: float = 1.0
 
 
+@one_line
 @dataclass(frozen=True)
 class Batch:
     """What is known of B photographs (B, 3, S, S) sRGB before the training: labels, found once."""

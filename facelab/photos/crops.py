@@ -114,6 +114,7 @@ class FaceCrops:
         return images, windows.move(self.landmarks[index], side)
 
 
+@one_line
 @dataclass(frozen=True)
 class Windows:
     """B windows into crops of FaceCrops: framed as by `crop_face`, and shifted and zoomed at random.
