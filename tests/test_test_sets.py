@@ -1,4 +1,4 @@
-"""The five test sets: what their records say must be true, and what is wrong with a file must be named."""
+"""The six test sets: what their records say must be true, and what is wrong with a file must be named."""
 
 import hashlib
 import json
@@ -285,13 +285,13 @@ def test_tampered_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_wrong_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("FACELAB_ICT", "FACELAB_PHOTOS"):
+    for variable in ("FACELAB_ICT", "FACELAB_SCAN", "FACELAB_PHOTOS"):
         monkeypatch.delenv(variable, raising=False)
     with pytest.raises(ParameterError, match="in_model"):
         load_test_set("inside")
     with pytest.raises(ParameterError, match="limit"):
         load_test_set("in_model", limit=0)
-    for name in ("ict", "photos"):
+    for name in ("ict", "scan", "photos"):
         with pytest.raises(ParameterError, match="FACELAB"):
             load_test_set(name)
 

@@ -1,4 +1,4 @@
-"""The five test sets: pictures of faces with whatever truth is known, as `FaceRecord`s.
+"""The six test sets: pictures of faces with whatever truth is known, as `FaceRecord`s.
 
     records = load_test_set("outside", limit=20)
     records = load_test_set("photos", folder="my_pictures")
@@ -9,6 +9,7 @@
 | outside | raw sliders, hard shadows, highlights, things before the face, bad cameras | everything |
 | path_traced | the same kind of faces, path-traced | everything |
 | ict | heads from ICT-FaceKit's scans, which the user has | everything, on another mesh |
+| scan | a scanned head, path-traced by data_scripts/build_scan_set.py | all but its size; another mesh |
 | photos | a user's folder | landmarks, masks or light directions, where they lie beside the pictures |
 
 Records are made when they are asked for; the first n stand for all, so `limit` only costs precision.
@@ -31,6 +32,7 @@ from torch.nn.functional import interpolate as resize
 
 from facelab.evaluation.metrics import light_direction
 from facelab.evaluation.photo_truth import Records, photo_records
+from facelab.evaluation.scan_truth import scan_records
 from facelab.evaluation.test_set_file import FORMAT, unpack
 from facelab.geometry.camera import PerspectiveCamera
 from facelab.geometry.mesh import normalise
@@ -49,7 +51,7 @@ from facelab.support.files import DATA, guarded, read_json, read_tensors
 from facelab.synthetic.augmentation import procedural_backgrounds
 from facelab.synthetic.distributions import DISTRIBUTIONS
 
-TEST_SETS = ("in_model", "outside", "path_traced", "ict", "photos")
+TEST_SETS = ("in_model", "outside", "path_traced", "ict", "scan", "photos")
 COUNTS = {"in_model": 200, "ict": 100}
 SEED = 7_000_000_001  # far from those of training corpora
 SUBDIVISIONS = 1
@@ -62,12 +64,13 @@ def load_test_set(
 ) -> Sequence[FaceRecord]:
     """The first `limit` records (None: all) of a test set, with pictures of `size`×`size`.
 
-    `folder` is needed for two sets. "ict": the .safetensors that data_scripts/convert_ict_facekit.py makes of
-    ICT-FaceKit with --borrow-albedo, or its folder. "photos": a folder of pictures
+    `folder` is needed for three sets. "ict": the .safetensors that data_scripts/convert_ict_facekit.py makes
+    of ICT-FaceKit with --borrow-albedo, or its folder. "scan": what data_scripts/build_scan_set.py makes of a
+    scan. "photos": a folder of pictures
     with some of: `landmarks68.npz` (names (N,), landmarks (N, 68, 2) px, iBUG); NAME.png with the classes of
     CelebAMask-HQ beside NAME.jpg; light directions in degrees in the names, PERSON_azAAA_elEE.png (positive:
     from the picture's left, from above). If there are none of these, a detector frames the faces.
-    Left out, it is taken from the environment: FACELAB_ICT or FACELAB_PHOTOS.
+    Left out, it is taken from the environment: FACELAB_ICT, FACELAB_SCAN or FACELAB_PHOTOS.
 
     Raises ParameterError for an unknown name, a limit below one, or a missing folder; ModelFileError for a
     file of a set that is missing, damaged or changed; PhotoNotFoundError for a folder without pictures. A
@@ -79,13 +82,16 @@ def load_test_set(
         raise ParameterError(f"A test set needs a positive limit and size, not {limit}, {size}.")
     if name == "in_model":
         records = _in_model(size)
-    elif name in ("ict", "photos"):
+    elif name in ("ict", "scan", "photos"):
         variable = f"FACELAB_{name.upper()}"
         place = folder or os.environ.get(variable)
         if place is None:
             raise ParameterError(f"The test set {name!r} needs a folder: give `folder` or set {variable}.")
         place = Path(place)
-        records = _ict(place, size) if name == "ict" else photo_records(place, size, _cache())
+        if name == "photos":
+            records = photo_records(place, size, _cache())
+        else:
+            records = (_ict if name == "ict" else scan_records)(place, size)
     else:
         committed = _Committed.read(name)
         records = Records(len(committed.groups), lambda i: committed.record(i, size))

@@ -94,7 +94,7 @@ for name, p in PRESETS.items():
 #
 # A test set is a list of `FaceRecord`s: a picture, and whatever is known about it. A method is given the
 # picture **only** and says a `Reconstruction`. Fields that nobody knows, or that the method does not
-# estimate, are None, and what would need them is not measured. Our five test sets:
+# estimate, are None, and what would need them is not measured. Our six test sets:
 #
 # | set | pictures | truth |
 # |---|---|---|
