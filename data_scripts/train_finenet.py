@@ -2,10 +2,11 @@
 shading.
 
     python data_scripts/train_finenet.py runs/finenet                        # preset cpu; resumable
-    python data_scripts/train_finenet.py runs/finenet --photos my_pictures   # or FACELAB_PHOTOS=my_pictures
+    python data_scripts/train_finenet.py runs/finenet --photos FOLDER ...    # or FACELAB_PHOTOS=FOLDER
     python data_scripts/train_finenet.py runs/both --coarse runs/coarsenet/coarsenet.safetensors --end-to-end
 
-Without photographs it learns on rendered faces with folds, whose depth it never sees. The coarse depth comes
+It learns on rendered faces with folds, whose depth it never sees; with photographs these are half of every
+batch, evenly over light and dark skins (`facelab.photos.crops`, as train_mofa.py). The coarse depth comes
 from a trained CoarseNet (--coarse), or from the face that fits the landmarks (of renders: the true face,
 somewhat off). --end-to-end trains CoarseNet as well, through the depth map (Figure 7). Run again to go on
 after a kill. Either way what comes out is measured on rendered faces with folds of known depth.
@@ -18,24 +19,21 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from facelab.methods.base import load_trained
 from facelab.methods.coarse_to_fine import EndToEnd
-from facelab.methods.coarsenet import LandmarkFace, iterate, layout, shrunk
+from facelab.methods.coarsenet import CHANNELS, LandmarkFace, iterate, load_network, shrunk
 from facelab.methods.finenet import FineNet, observe
 from facelab.methods.wrinkles import relief_errors, wrinkled_faces
 from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
-from facelab.networks import encoder
-from facelab.photos.folders import PhotoFolder
+from facelab.photos.crops import FaceCrops, seed_of
 from facelab.support.errors import ParameterError
 from facelab.support.files import as_json, sha256_of, write_whole
-from facelab.training import Run, batch_indices, load_checkpoint, save_checkpoint
+from facelab.training import Run, save_checkpoint
 
 HELD_OUT = 8  # faces with folds, of another seed
 OFF = {"shape": 0.25, "pose": 0.05}  # how far a render's coarse face is from the truth, in r's units
@@ -59,7 +57,7 @@ class Settings:
 
 PRESETS = {
     "full": Settings(),
-    "cpu": Settings(16, 200, 4, 3_000, 5e-4, "bf16-mixed"),
+    "cpu": Settings(16, 200, 4, 320, 1e-3, "32-true"),
     "tiny": Settings(4, 64, 2, 6, 1e-3, "32-true", 0),
 }
 
@@ -80,39 +78,25 @@ class Renders:
 
 
 class Photographs:
-    """Batches of a folder's faces."""
+    """Batches of photographs' faces, beside as many renders, where no hair misleads the criterion."""
 
-    def __init__(self, settings: Settings, model: MorphableModel, folder: Path, cache: Path) -> None:
-        self.settings, self.model = settings, model
-        self.pictures = PhotoFolder(folder, settings.side, cache)
-        if len(self.pictures) < settings.batch:
-            raise ParameterError(
-                f"Only {len(self.pictures)} faces are found in '{folder}', fewer than a batch of "
-                f"{settings.batch}; give more photographs."
-            )
-        self.vector = lru_cache(maxsize=None)(self._vector)
-
-    def _vector(self, index: int) -> Tensor:
-        item = self.pictures[index]
-        return LandmarkFace(self.model).vector(item["landmarks"], self.settings.side)
+    def __init__(self, settings: Settings, model: MorphableModel, faces: FaceCrops) -> None:
+        half = settings.batch // 2
+        self.settings, self.faces, self.count = settings, faces, settings.batch - half
+        self.renders = Renders(replace(settings, batch=half), model) if half else None
+        self.fitted = LandmarkFace(MorphableModel.load(subdivisions=0))
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, S, S) and the vectors (B, P) of the faces that fit their landmarks."""
-        chosen = batch_indices(index, self.settings.batch, len(self.pictures), self.settings.seed).tolist()
-        images = torch.stack([self.pictures[k]["image"] for k in chosen])
-        return images, torch.stack([self.vector(k) for k in chosen])
-
-
-def load_coarse(path: Path, model: MorphableModel) -> tuple[nn.Module, int]:
-    """A network of train_coarsenet.py, and the side of its pictures. Raises ModelFileError for others."""
-
-    def build(card: dict[str, Any]) -> nn.Module:
-        if card["method"] != "CoarseNet" or card["channels"] != "both":
-            raise ParameterError("It is no CoarseNet with both feedback channels.")
-        return encoder(card["network"], layout(model).size, "normal", None, 7)
-
-    network, card = load_trained(path, "train_coarsenet.py", build)
-    return network.eval(), card["side"]
+        """Pictures (B, 3, S, S), and vectors (B, P): the faces that fit the landmarks, and the renders'."""
+        seed, side = self.settings.seed, self.settings.side
+        chosen = self.faces.draw(index, self.count, seed)
+        drawn = torch.Generator().manual_seed(seed_of(seed, index))
+        images, landmarks = self.faces.views(chosen, side, drawn)
+        r = torch.stack([self.fitted.vector(points, side) for points in landmarks])
+        if self.renders is None:
+            return images, r
+        more, others = self.renders.batch(index)
+        return torch.cat([images, more]), torch.cat([r, others])
 
 
 @torch.no_grad()
@@ -144,7 +128,7 @@ def train(
     folder: Path,
     settings: Settings,
     device: str,
-    photos: Path | None = None,
+    photos: FaceCrops | None = None,
     coarse: Path | None = None,
     end_to_end: bool = False,
 ) -> dict[str, Any]:
@@ -158,18 +142,20 @@ def train(
         fine = FineNet(settings.width)
     source: Renders | Photographs = Renders(settings, model)
     if photos is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        source = Photographs(settings, model, photos, folder / "landmarks.jsonl")
-    first, side = (None, 0) if coarse is None else load_coarse(coarse, model)
+        source = Photographs(settings, model, photos)
+    first, about = (None, {}) if coarse is None else load_network(coarse, model)
+    side = about.get("side", 0)
     module: nn.Module = fine
     if end_to_end:
         if first is None:
             raise ParameterError("End to end needs a trained CoarseNet; name its file with --coarse.")
+        if about["channels"] != "both":
+            raise ParameterError("End to end needs a CoarseNet with both feedback channels; give another.")
         module = EndToEnd(model, first, fine, side)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     network, optimizer = run.setup(module.train(), torch.optim.Adam(trained, settings.rate))
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "seconds": 0.0}
-    began, before = time.perf_counter(), None
+    began, before = time.process_time(), None
     rank, processes = run.fabric.global_rank, run.fabric.world_size
     for step in run.steps(state, settings.steps):
         before = state["seconds"] if before is None else before
@@ -178,7 +164,8 @@ def train(
             loss = network(images)["total"].mean()
         else:
             if first is not None:
-                r = iterate(first.to(run.device), model, shrunk(images, side))[-1]
+                shown = CHANNELS[about["channels"]]
+                r = iterate(first.to(run.device), model, shrunk(images, side), 4, shown)[-1]
             loss = losses_of(network, settings, model, images, r)["total"].mean()
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * min(1.0, (step + 1) / 100, 2 * (1 - step / settings.steps) + 0.02)
@@ -186,21 +173,22 @@ def train(
         run.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained, 5.0)
         optimizer.step()
-        state["seconds"] = before + time.perf_counter() - began
+        state["seconds"] = before + time.process_time() - began
     card: dict[str, Any] = {
         "method": "FineNet", **asdict(settings), "held_out": evaluate(fine, settings, model),
-        "pictures": "renders with folds" if photos is None else "photographs", "end_to_end": end_to_end,
+        "pictures": "renders with folds", "photographs": len(photos or ()), "end_to_end": end_to_end,
         "coarse": "landmarks" if coarse is None else coarse.name,
         "presentations": settings.steps * settings.batch * processes,
-        "minutes": round(state["seconds"] / 60, 1),
+        "cpu_minutes": round(state["seconds"] / 60, 1),
         "hardware": platform.processor() or platform.machine(), "device": str(run.device),
         "face_model": sha256_of(DEFAULT_MODEL), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
+        "licence": "that of the photographs" if photos else "Apache-2.0",
     }  # fmt: skip
     if rank == 0:
         save_checkpoint(folder / "finenet.safetensors", fine, card)
         if end_to_end and first is not None and coarse is not None:
-            about = {k: v for k, v in load_checkpoint(coarse)[1].items() if k not in ("sha256", "held_out")}
-            save_checkpoint(folder / "coarsenet.safetensors", first, about | {"end_to_end": card["date"]})
+            kept = {k: v for k, v in about.items() if k not in ("sha256", "held_out")}
+            save_checkpoint(folder / "coarsenet.safetensors", first, kept | {"end_to_end": card["date"]})
         write_whole({folder / "losses.json": as_json(state["losses"])})
     return card
 
@@ -209,7 +197,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--preset", default="cpu", choices=PRESETS)
-    parser.add_argument("--photos", type=Path, default=os.environ.get("FACELAB_PHOTOS"))
+    parser.add_argument("--photos", nargs="+", type=Path, help="folders of photographs to learn from, too")
+    parser.add_argument("--most", type=int, help="no more photographs of a folder")
+    parser.add_argument("--faces", type=Path, help="file to keep their faces in (default: in FOLDER)")
     parser.add_argument("--coarse", type=Path, help="a CoarseNet to start from (.safetensors)")
     parser.add_argument("--end-to-end", action="store_true", help="train CoarseNet, too")
     parser.add_argument("--steps", type=int)
@@ -218,7 +208,10 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = {name: getattr(arguments, name) for name in ("steps", "seed")}
     settings = replace(PRESETS[arguments.preset], **{k: v for k, v in chosen.items() if v is not None})
-    photos = Path(arguments.photos) if arguments.photos else None
+    folders = arguments.photos or [Path(name) for name in [os.environ.get("FACELAB_PHOTOS")] if name]
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    file = arguments.faces or arguments.folder / "faces.safetensors"
+    photos = FaceCrops.cut(folders, file, arguments.most) if folders else None
     card = train(arguments.folder, settings, arguments.device, photos, arguments.coarse, arguments.end_to_end)
     print(as_json(card["held_out"]))
 

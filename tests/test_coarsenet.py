@@ -45,7 +45,7 @@ from facelab.networks import Hypercolumn, encoder
 from facelab.photos import find_face
 from facelab.rendering.gbuffer import depth_normals, rasterize_surface
 from facelab.rendering.image_formation import normalised_coordinates
-from facelab.support.errors import NoFaceError, ParameterError
+from facelab.support.errors import ModelFileError, NoFaceError, ParameterError
 from facelab.synthetic.distributions import DISTRIBUTIONS
 from facelab.training import Run
 
@@ -118,10 +118,20 @@ def test_the_network_sees_grey_masked_by_the_face(model: MorphableModel) -> None
     seen = network_input(model, r, images)
     _, mask = feedback(model, r, SIZE)
     grey = 0.299 * images[:, :1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:]
-    torch.testing.assert_close(seen[:, :1], grey * mask)
+    for k in range(2):
+        inside, said = grey[k, 0][mask[k, 0]], seen[k, 0]
+        twin = (inside - inside.mean()) / inside.std(correction=0)
+        torch.testing.assert_close(said[mask[k, 0]], 0.5 + twin, rtol=1e-3, atol=1e-3)
+        assert (said[~mask[k, 0]] == 0.5).all()
     assert seen.shape == (2, 7, SIZE, SIZE)
+    torch.testing.assert_close(network_input(model, r, 0.2 + 0.3 * images), seen, rtol=1e-3, atol=1e-3)
+    both = network_input(model, r[:1].expand(2, -1), images)
+    torch.testing.assert_close(network_input(model, r[:1], images), both)
+    assert network_input(model, r + 100, images).isfinite().all(), "no face in the picture"
+    assert network_input(model, r, 0 * images).isfinite().all()
     assert network_input(model, r, images, ("pncc",)).shape == (2, 4, SIZE, SIZE)
-    torch.testing.assert_close(network_input(model, r, images, ()), grey)
+    whole = network_input(model, r, images, ())
+    assert whole.shape == grey.shape and float((whole - 0.5).square().mean()) == pytest.approx(1, abs=1e-3)
     with pytest.raises(ParameterError, match="square"):
         network_input(model, r, images[..., :50])
 
@@ -366,6 +376,91 @@ def test_the_method_answers_in_the_photographs_pixels(model: MorphableModel) -> 
         method.reconstruct(torch.full((3, 200, 200), 0.5))
 
 
+class Numbered:
+    """Stands in for `Faces`: pictures and truth that say which part they are."""
+
+    def __call__(self, number: int) -> tuple[Tensor, Tensor]:
+        return torch.full((2, 3, 8, 8), float(number)), torch.full((2, 9), float(number))
+
+
+@pytest.mark.parametrize("resumed_at", [1, 2, 4, 5])
+def test_a_picture_is_shown_again_with_what_was_said_of_it(resumed_at: int) -> None:
+    """Two warm steps of three, where all parts are new; then one part is. Resumed, it goes on the same."""
+    settings = train_coarsenet.Settings(batch=6, steps=10, looks=3, mixed=0.0, warm=0.2)
+
+    def steps(looks: train_coarsenet.Looks, first: int, said: Tensor) -> list[tuple[Tensor, ...]]:
+        shown = []
+        for step in range(first, 7):
+            shown.append(looks.shown(looks.new(step), said))
+            said = shown[-1][1] + 100 * step + 0.01 * torch.arange(2).repeat(len(shown[-1][1]) // 2)[:, None]
+        return shown
+
+    looks = train_coarsenet.Looks(settings, Numbered())
+    shown = steps(looks, 0, torch.zeros(0, 9))
+    parts = [[int(n) for n in truth[::2, 0]] for _, truth, _ in shown]
+    assert parts == [[0, 1, 2], [3, 4, 5], [6, 3, 4], [9, 6, 3], [12, 9, 6], [15, 12, 9], [18, 15, 12]]
+    for step, (images, truth, estimate) in enumerate(shown):
+        assert torch.equal(images[:, 0, 0, 0], truth[:, 0])
+        fresh = 6 if step < 2 else 2
+        assert estimate[:fresh].abs().max() == 0, "the mean face at first"
+        row = 0.01 * torch.arange(2).repeat(3)[fresh:]
+        torch.testing.assert_close(estimate[fresh:, 0], truth[fresh:, 0] + 100 * (step - 1) + row)
+    said = shown[resumed_at - 1][1] + 100 * (resumed_at - 1) + 0.01 * torch.arange(2).repeat(3)[:, None]
+    again = train_coarsenet.Looks(settings, Numbered())
+    again.resume(resumed_at)
+    for mine, theirs in zip(steps(again, resumed_at, said), shown[resumed_at:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs))
+
+
+def test_first_estimates_are_the_papers_or_the_mean_face(model: MorphableModel) -> None:
+    truth, paper = vectors(model, 300), train_coarsenet.Settings()
+    estimate = train_coarsenet.first_estimates(paper, truth, 3, False)
+    assert (estimate.abs().amax(1) > 0).all()
+    likeness = torch.nn.functional.cosine_similarity(estimate, truth).mean()
+    assert 0.4 < likeness < 0.9, "half of the truth, on average"
+    some = train_coarsenet.first_estimates(replace(paper, mixed=0.25), truth, 3, False)
+    zero = (some == 0).all(1)
+    assert 0.65 < zero.float().mean() < 0.85 and torch.equal(some[~zero], estimate[~zero])
+    assert train_coarsenet.first_estimates(paper, truth, 3, True).abs().max() == 0
+
+
+def test_a_corpus_is_shown_shrunk_and_with_its_own_truth(tmp_path: Path, model: MorphableModel) -> None:
+    settings = replace(train_coarsenet.PRESETS["cpu"], pictures=4)
+    faces = train_coarsenet.Faces(settings, 0, 4, corpus=tmp_path / "corpus")
+    assert faces.corpus is not None
+    images, truth = faces(0)
+    assert images.shape == (4, 3, settings.side, settings.side)
+    landmarks = decode(model, truth, settings.side).landmarks(model)
+    found = torch.stack([item["landmarks"] for item in faces.corpus]) * settings.side / faces.corpus.side
+    off = (landmarks[:, None] - found[None]).norm(dim=-1)[..., 17:].mean(-1)
+    assert sorted(off.argmin(1).tolist()) == [0, 1, 2, 3], "each picture once"
+    assert off.amin(1).max() < 3 and off.amin(1).mean() < 0.5 * off.mean()
+    again = train_coarsenet.Faces(settings, 0, 4, corpus=tmp_path / "corpus")
+    assert all(torch.equal(a, b) for a, b in zip(again(0), (images, truth)))
+
+
+@pytest.mark.parametrize("channels", ["both", "normals", "none"])
+def test_a_trained_network_comes_back_as_a_method(
+    tmp_path: Path, model: MorphableModel, channels: str
+) -> None:
+    tiny = replace(train_coarsenet.PRESETS["tiny"], steps=2, channels=channels)
+    train_coarsenet.train(tmp_path, tiny, "cpu")
+    method = CoarseNet.load(tmp_path / "coarsenet.safetensors", iterations=2)
+    assert (method.side, method.iterations, method.name) == (tiny.side, 2, "coarsenet")
+    photo = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
+    crop, r = method.look(photo)
+    said = iterate(method.network, model, crop.image[None], 2, coarsenet.CHANNELS[channels])
+    torch.testing.assert_close(r, said[-1][0])
+    one = coarsenet.OneLook.load(tmp_path / "coarsenet.safetensors")
+    torch.testing.assert_close(one.look(photo)[1], said[0][0])
+    card = tmp_path / "coarsenet.json"
+    card.write_text(card.read_text().replace("CoarseNet", "MoFA"))
+    with pytest.raises(ModelFileError, match="train_coarsenet"):
+        CoarseNet.load(tmp_path / "coarsenet.safetensors")
+    with pytest.raises(ParameterError, match=r"both, pncc, normals, none"):
+        coarsenet.make_network("slim", model, "depth")
+
+
 def test_a_training_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
     tiny = replace(train_coarsenet.PRESETS["tiny"], steps=6)
     train_coarsenet.train(tmp_path / "whole", tiny, "cpu")
@@ -389,16 +484,14 @@ def test_a_training_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
 def test_the_loss_reaches_the_network(model: MorphableModel) -> None:
     """Shown the same eight pictures again and again, whatever estimate it is given, it learns their faces."""
     settings = replace(train_coarsenet.PRESETS["tiny"], side=SIZE)
-    source = train_coarsenet.renderer(settings, 0)
-    batch = source.batch(0)
-    truth = train_coarsenet.truth_of(source, batch["parameters"], SIZE)
+    images, truth = train_coarsenet.Faces(settings, 0, settings.batch)(0)
     network = encoder("small", layout(model).size, "normal", None, 7, seeded())
     adam, geometry = torch.optim.Adam(network.parameters(), 2e-3), GeometryLoss(model)
     balance = geometry(truth, 0 * truth).mean() / pose_loss(truth, 0 * truth).mean()
     losses = []
     for step in range(40):
         estimate = mixed(truth, truth.flip(0), seeded(step))
-        said = network(network_input(model, estimate, batch["image"]))
+        said = network(network_input(model, estimate, images))
         loss = (geometry(said, truth) + balance * pose_loss(said, truth)).mean()
         adam.zero_grad()
         loss.backward()

@@ -20,13 +20,14 @@ import train_finenet
 
 from facelab.export import relief_normals, textured_mesh, with_relief
 from facelab.methods.coarse_to_fine import CoarseToFine, EndToEnd
-from facelab.methods.coarsenet import LandmarkFace, decode, layout
+from facelab.methods.coarsenet import LandmarkFace, decode, layout, load_network
 from facelab.methods.finenet import FineNet, View, feathered, observe, optimise, skin_maps
 from facelab.methods.relief import Detail, detailed_normals, displaced
 from facelab.methods.shading_criterion import Weights
 from facelab.methods.wrinkles import WrinkledFaces, relief_errors, wrinkled_faces
 from facelab.model.morphable_model import MorphableModel
 from facelab.networks import encoder
+from facelab.photos.crops import FaceCrops
 from facelab.rendering.gbuffer import depth_normals, rasterize_surface
 from facelab.support.errors import FacelabError, ModelFileError, NoFaceError, ParameterError
 from facelab.training import Run, save_checkpoint
@@ -396,13 +397,14 @@ def test_a_training_is_resumed_to_the_same_bytes(tmp_path: Path, monkeypatch: py
 
 
 def test_photographs_and_a_coarsenet_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
+    folder = tmp_path / "photos"
+    folder.mkdir()
     for k in range(2):
-        Image.fromarray(astronaut()[k : 300 + k, 100:400]).save(photos / f"{k}.png")
+        Image.fromarray(astronaut()[k : 300 + k, 100:400]).save(folder / f"{k}.png")
+    photos = FaceCrops.cut([folder], tmp_path / "faces.safetensors")
     tiny = replace(train_finenet.PRESETS["tiny"], steps=2)
     card = train_finenet.train(tmp_path / "alone", tiny, "cpu", photos)
-    assert card["pictures"] == "photographs" and card["coarse"] == "landmarks"
+    assert card["photographs"] == 2 and card["coarse"] == "landmarks"
     short = replace(train_coarsenet.PRESETS["tiny"], steps=1)
     monkeypatch.setattr(train_coarsenet, "HELD_OUT", 1)
     train_coarsenet.train(tmp_path / "coarse", short, "cpu")
@@ -413,7 +415,7 @@ def test_photographs_and_a_coarsenet_end_to_end(tmp_path: Path, monkeypatch: pyt
         train_finenet.train(tmp_path / "none", tiny, "cpu", None, tmp_path / "alone" / "finenet.safetensors")
     card = train_finenet.train(tmp_path / "both", tiny, "cpu", None, checkpoint, True)
     assert card["end_to_end"] and card["coarse"] == "coarsenet.safetensors"
-    again, side = train_finenet.load_coarse(
+    again, about = load_network(
         tmp_path / "both" / "coarsenet.safetensors", MorphableModel.load(subdivisions=0)
     )
-    assert side == short.side and all(bool(p.isfinite().all()) for p in again.parameters())
+    assert about["side"] == short.side and all(bool(p.isfinite().all()) for p in again.parameters())

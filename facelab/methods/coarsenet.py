@@ -10,7 +10,9 @@ Equation and section numbers are the paper's. Its face model has 200 identity an
 `layout` takes as many as ours has. Pose is in units in which a training's poses have a spread of about one.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from facelab.geometry.camera import WeakPerspectiveCamera
 from facelab.geometry.rotations import euler_to_matrix, matrix_to_euler
+from facelab.methods.base import load_trained
 from facelab.methods.energy import Settings
 from facelab.methods.fitting import fit_landmarks
 from facelab.methods.mofa import face_square
@@ -25,6 +28,7 @@ from facelab.model.face import Face
 from facelab.model.layout import ParameterLayout
 from facelab.model.morphable_model import MorphableModel
 from facelab.model.records import Reconstruction
+from facelab.networks import encoder
 from facelab.photos import Crop, LandmarkDetector, check_image, crop_face, find_face
 from facelab.rendering import rasterizer
 from facelab.rendering.gbuffer import rasterize_surface
@@ -38,6 +42,10 @@ BOX_SHARE = 0.6  # of the picture, that the landmarks of the zero vector fill
 UP = 0.06  # by how much of the picture their middle lies below the picture's: more forehead than neck
 UNITS = {"rotation": 0.3, "translation": 0.05, "scale": 0.15}  # radians, picture sides, log of the scale
 GREY = (0.299, 0.587, 0.114)  # of sRGB values (ITU-R BT.601)
+CHANNELS: Mapping[str, tuple[str, ...]] = {
+    "both": ("pncc", "normals"), "pncc": ("pncc",), "normals": ("normals",), "none": (),
+}  # fmt: skip
+"""What a network is fed back, by the name in its card."""
 
 
 def layout(model: MorphableModel) -> ParameterLayout:
@@ -113,18 +121,30 @@ def network_input(
 ) -> Tensor:
     """What the network sees (B, 1 + 3 · channels, S, S): grey pictures, masked by the face r, and its maps.
 
-    `images` (B, 3, S, S) sRGB; `channels` leaves a map out, for the ablation (an empty one: no feedback, no
-    mask). Raises ParameterError for pictures that are not square.
+    The grey has mean 0.5 and a standard deviation of 1 over the mask, and is 0.5 elsewhere (encoders
+    subtract that): as it comes, a network reads what it said off the maps, which vary more, and is slow to
+    look at the picture. The paper does not say how its channels are scaled.
+
+    `images` (B, 3, S, S) sRGB; `r` (B, P), or (1, P) of all; `channels` leaves a map out, for the ablation
+    (an empty one: no feedback, no mask). Raises ParameterError for pictures that are not square.
     """
     height, width = images.shape[-2:]
     if height != width:
         raise ParameterError(f"CoarseNet's pictures are square, not {width}×{height}; crop the face first.")
     grey = (images * constant(images, *GREY)[:, None, None]).sum(-3, keepdim=True)
     if not channels:
-        return grey
+        return standardised(grey, torch.ones_like(grey))
     maps, mask = feedback(model, r, width)
     parts = {"pncc": maps[..., :3, :, :], "normals": maps[..., 3:, :, :]}
-    return torch.cat([grey * mask, *(parts[name] for name in channels)], -3)
+    shown = (parts[name].expand(len(images), -1, -1, -1) for name in channels)
+    return torch.cat([standardised(grey, mask), *shown], -3)
+
+
+def standardised(grey: Tensor, mask: Tensor) -> Tensor:
+    """Pictures (B, 1, S, S) over a mask, also (1, 1, S, S): mean 0.5, standard deviation 1, outside 0.5."""
+    count = mask.sum((-2, -1), keepdim=True).clamp(min=1)
+    off = (grey - (grey * mask).sum((-2, -1), keepdim=True) / count) * mask
+    return 0.5 + off / (off.square().sum((-2, -1), keepdim=True) / count).sqrt().clamp(min=0.01)
 
 
 def depth_map(
@@ -182,12 +202,34 @@ def iterate(
 
     The first one sees the mean face. Raises ParameterError if an answer is not finite.
     """
-    r, said = layout(model).zeros(len(images)).to(images), []
+    r, said = layout(model).zeros(1).to(images), []
     for _ in range(iterations):
         r = network(network_input(model, r, images, channels))
         layout(model).check(r)
         said.append(r)
     return said
+
+
+def make_network(kind: str, model: MorphableModel, channels: str, seed: int = 0) -> nn.Module:
+    """(B, 1 + 3 · channels, S, S) -> (B, layout.size), random: a kind of `networks.encoder`, a name of
+    `CHANNELS`. Raises ParameterError for names that do not exist."""
+    if channels not in CHANNELS:
+        raise ParameterError(f"There is no feedback {channels!r}; choose from {', '.join(CHANNELS)}.")
+    inputs, random = 1 + 3 * len(CHANNELS[channels]), torch.Generator().manual_seed(seed)
+    return encoder(kind, layout(model).size, "normal", None, inputs, random)
+
+
+def load_network(path: str | Path, model: MorphableModel) -> tuple[nn.Module, dict[str, Any]]:
+    """A network that `data_scripts/train_coarsenet.py` trained, ready for use, and its card. Raises
+    ModelFileError."""
+
+    def build(card: dict[str, Any]) -> nn.Module:
+        if card["method"] != "CoarseNet":
+            raise ParameterError("It is no CoarseNet.")
+        return make_network(card["network"], model, card["channels"])
+
+    network, card = load_trained(path, "train_coarsenet.py", build)
+    return network.eval(), card
 
 
 class CoarseNet:
@@ -199,6 +241,7 @@ class CoarseNet:
         model: the face model that it was trained with, on the level of detail that draws its feedback.
         iterations: how often it looks.
         detector: finds the square around the face, as `methods.mofa.face_square` cuts it.
+        channels: what it is fed back.
     """
 
     name = "coarsenet"
@@ -210,10 +253,18 @@ class CoarseNet:
         model: MorphableModel | None = None,
         iterations: int = 4,
         detector: LandmarkDetector | None = None,
+        channels: tuple[str, ...] = CHANNELS["both"],
     ) -> None:
         self.network, self.side, self.iterations, self.detector = network.eval(), side, iterations, detector
+        self.channels = channels
         self.model = model or MorphableModel.load(subdivisions=0)
         self.fine = MorphableModel.load() if model is None else model
+
+    @classmethod
+    def load(cls, path: str | Path = "coarsenet", iterations: int = 4) -> "CoarseNet":
+        """From a checkpoint, by default the shipped one. Raises ModelFileError if it is not what it says."""
+        network, card = load_network(path, MorphableModel.load(subdivisions=0))
+        return cls(network, card["side"], iterations=iterations, channels=CHANNELS[card["channels"]])
 
     def look(self, image: Tensor, side: int | None = None) -> tuple[Crop, Tensor]:
         """The square around the face in a (3, H, W) sRGB picture, at `side` px, and what the network says
@@ -221,13 +272,24 @@ class CoarseNet:
         check_image(image)
         crop = face_square(image, self.detector, side or self.side)
         small = shrunk(crop.image[None], self.side)
-        return crop, iterate(self.network, self.model, small, self.iterations)[-1][0]
+        return crop, iterate(self.network, self.model, small, self.iterations, self.channels)[-1][0]
 
     def reconstruct(self, image: Tensor) -> Reconstruction:
         """The face in a (3, H, W) sRGB picture. Raises NoFaceError and what `check_image` raises."""
         crop, r = self.look(image)
         face = decode(self.model, r, self.side).in_photo(crop)
         return Reconstruction.of(face, self.fine, *image.shape[-2:])
+
+
+class OneLook(CoarseNet):
+    """The same network after its first iteration: what feedback is compared with."""
+
+    name = "coarsenet, one look"
+
+    @classmethod
+    def load(cls, path: str | Path = "coarsenet", iterations: int = 1) -> "CoarseNet":
+        """See `CoarseNet.load`."""
+        return super().load(path, iterations)
 
 
 def shrunk(images: Tensor, side: int) -> Tensor:
