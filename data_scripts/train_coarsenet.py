@@ -18,7 +18,6 @@ of the pictures begins at Eq. 3.
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
@@ -43,8 +42,8 @@ from facelab.methods.coarsenet import (
     shrunk,
     vectors_of,
 )
-from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
-from facelab.support.files import as_json, sha256_of, write_whole
+from facelab.model.morphable_model import MorphableModel
+from facelab.support.files import as_json, write_whole
 from facelab.support.tensors import send
 from facelab.synthetic.augmentation import Degradations
 from facelab.synthetic.corpora import Corpus, CorpusSpec, Renderer, build_corpus, is_finished
@@ -242,9 +241,7 @@ def train(folder: Path, settings: Settings, device: str, corpus: Path | None = N
         "method": "CoarseNet", **asdict(settings), "balance": balance,
         "held_out": evaluate(module, settings, model),
         "presentations": settings.steps * settings.batch * processes,
-        "cpu_minutes": round(state["seconds"] / 60, 1),
-        "hardware": platform.processor() or platform.machine(), "device": str(run.device),
-        "face_model": sha256_of(DEFAULT_MODEL), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
+        **run.provenance(state["seconds"]),
         "licence": "Apache-2.0; trained on rendered faces only",
     }  # fmt: skip
     if rank == 0:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,10 +28,10 @@ from facelab.methods.coarse_to_fine import EndToEnd
 from facelab.methods.coarsenet import CHANNELS, LandmarkFace, iterate, load_network, shrunk
 from facelab.methods.finenet import FineNet, observe
 from facelab.methods.wrinkles import relief_errors, wrinkled_faces
-from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
+from facelab.model.morphable_model import MorphableModel
 from facelab.photos.crops import FaceCrops, seed_of
 from facelab.support.errors import ParameterError
-from facelab.support.files import as_json, sha256_of, write_whole
+from facelab.support.files import as_json, write_whole
 from facelab.training import Run, save_checkpoint
 
 HELD_OUT = 8  # faces with folds, of another seed
@@ -179,9 +178,7 @@ def train(
         "pictures": "renders with folds", "photographs": len(photos or ()), "end_to_end": end_to_end,
         "coarse": "landmarks" if coarse is None else coarse.name,
         "presentations": settings.steps * settings.batch * processes,
-        "cpu_minutes": round(state["seconds"] / 60, 1),
-        "hardware": platform.processor() or platform.machine(), "device": str(run.device),
-        "face_model": sha256_of(DEFAULT_MODEL), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
+        **run.provenance(state["seconds"]),
         "licence": "that of the photographs" if photos else "Apache-2.0",
     }  # fmt: skip
     if rank == 0:

@@ -1,6 +1,6 @@
 """CoarseNet, the rendering layer and FineNet in one (Richardson et al. 2017, Figure 3): a detailed face.
 
-    method = CoarseToFine(CoarseNet(...), FineNet.load("finenet.safetensors"), side=400)
+    method = CoarseToFine.load(side=400)        # the shipped networks
     said = method.reconstruct(photo)            # a mesh with folds, on the face model's finest level
     seen = method.look(photo)                   # depth maps, face and crop
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +53,9 @@ class CoarseToFine:
         coarse: a trained CoarseNet; or the face that fits landmarks, where there is none.
         fine: a trained FineNet.
         side: px of FineNet's pictures, at least 64. It was trained on 200 and takes any size: at 400 it sees
-        more
-            detail (Figure 11).
+            more detail (Figure 11).
         robust: detail is looked for where the face's own light and albedo explain the picture, and not in
-        hair or
-            on glasses; see `finenet.observe`.
+            hair or on glasses; see `finenet.observe`.
     """
 
     name = "coarse to fine"
@@ -68,6 +67,12 @@ class CoarseToFine:
             raise ParameterError(f"FineNet takes pictures of at least {SMALLEST} px, not {side}.")
         self.coarse, self.fine, self.side, self.robust = coarse, fine.eval(), side, robust
         self.finest = MorphableModel.load(subdivisions=2)
+
+    @classmethod
+    def load(cls, path: str | Path = "finenet", side: int = 200) -> CoarseToFine:
+        """The shipped CoarseNet with FineNet from a checkpoint, by default the shipped one. Raises
+        ModelFileError."""
+        return cls(CoarseNet.load(), FineNet.load(path), side)
 
     @torch.no_grad()
     def look(self, image: Tensor) -> Look:

@@ -203,7 +203,6 @@ def _resnet(blocks: tuple[int, ...], bottleneck: bool) -> Callable[[int, int], n
 
 
 KINDS: dict[str, Callable[[int, int], nn.Module]] = {
-    "slim": lambda outputs, channels: Small(outputs, channels, (16, 32, 64, 128)),
     "small": Small,
     "slim": lambda outputs, channels: Small(outputs, channels, (16, 32, 64, 128)),
     "medium": lambda outputs, channels: Small(outputs, channels, (32, 64, 128, 256)),
