@@ -431,6 +431,8 @@ class FaceFiles(Target):
         made.write_embedding(self.folder / "embedding.npy", head)
         arrays = made.flame_arrays(head)
         np.savez(self.folder / "flame.npz", **arrays)
+        np.savez(self.folder / "gnm.npz", **made.gnm_arrays(head))
+        made.gnm_landmarks(self.folder / "gnm.txt", head)
         with pytest.MonkeyPatch.context() as patch:
             made.write_flame_pickle(self.folder / "flame.pkl", arrays, patch)
 
@@ -438,14 +440,16 @@ class FaceFiles(Target):
         import convert_bfm2009
         import convert_bfm2017
         import convert_flame
+        import convert_gnm
 
         convert: dict[str, Callable[..., MorphableModel]] = {
             ".mat": convert_bfm2009.convert, ".h5": convert_bfm2017.convert, ".npz": convert_flame.convert,
-            ".pkl": convert_flame.convert,
+            ".pkl": convert_flame.convert, "gnm.npz": convert_gnm.convert,
         }  # fmt: skip
-        source = {"points.txt": "bfm2009.mat", "embedding.npy": "flame.npz"}.get(changed.name, changed.name)
-        points = "embedding.npy" if source.startswith("flame") else "points.txt"
-        model = convert[Path(source).suffix](self.folder / source, self.folder / points)
+        whose = {"points.txt": "bfm2009.mat", "embedding.npy": "flame.npz", "gnm.txt": "gnm.npz"}
+        source = whose.get(changed.name, changed.name)
+        points = {"flame": "embedding.npy", "gnm": "gnm.txt"}.get(Path(source).stem, "points.txt")
+        model = convert.get(source, convert[Path(source).suffix])(self.folder / source, self.folder / points)
         sensible(*(part for part in vars(model).values() if isinstance(part, Tensor)))
 
 

@@ -28,6 +28,7 @@ import convert_albedomm  # noqa: E402
 import convert_bfm2009  # noqa: E402
 import convert_bfm2017  # noqa: E402
 import convert_flame  # noqa: E402
+import convert_gnm  # noqa: E402
 import convert_ict_facekit  # noqa: E402
 import registration  # noqa: E402
 
@@ -652,3 +653,76 @@ def test_every_converter_says_where_and_under_which_terms(script: Path) -> None:
         word in text for word in ("Where:", "https://", "Terms:", "Units:", "Kept:", f"{script.name} ")
     )
     assert f"convert_{script.stem.removeprefix('convert_')}" in (SCRIPTS / "README.md").read_text()
+
+
+# --- GNM ----------------------------------------------------------------------------------------------------
+
+
+def gnm_arrays(head: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The grid head, and behind it, moved by components of its own, a tongue of three vertices."""
+    rng = np.random.default_rng(7)
+    tongue = np.array([[-10.0, -45, 60], [10, -45, 60], [0, -40, 75]])
+    groups = np.zeros((3, V + 3))
+    groups[0, V:] = 1
+    groups[1, : 2 * N] = 1  # the two lowest rows are an eyeball
+    groups[2, -3 - N : -3] = 0.4  # no more than touched
+    triangles = np.concatenate([head["triangles"], [[V, V + 1, V + 2]]])
+    identity, expression = rng.normal(0, 1e-3, (12, V + 3, 3)), rng.normal(0, 1e-3, (9, V + 3, 3))
+    identity[10:, :V], expression[7:, :V] = 0, 0
+    vertices = np.concatenate([head["vertices"], tongue])
+    corners = vertices[triangles][..., :2] / 200 + 0.5
+    return {
+        "template_vertex_positions": (vertices / 1000).astype(np.float32), "triangles": triangles,
+        "vertex_identity_basis": identity.astype(np.float32), "triangle_uvs": corners.astype(np.float32),
+        "expression_basis": expression.astype(np.float32), "vertex_groups": groups,
+        "vertex_group_names": np.array(["tongue", "eyeball_exterior", "upper_teeth"]),
+    }  # fmt: skip
+
+
+def gnm_landmarks(path: Path, head: dict[str, np.ndarray]) -> Path:
+    """Rows of three vertices and their weights, each landmark on one of them."""
+    corner = [np.argwhere(head["triangles"] == v)[0] for v in head["landmarks"]]
+    rows = [np.c_[head["triangles"][t], np.eye(3)[k]].ravel() for t, k in corner]
+    path.write_text("\n".join(" ".join(f"{value:g}" for value in row) for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("unit", [1000, 10, 1])
+def test_gnm(unit: float, head: dict[str, np.ndarray], tmp_path: Path) -> None:
+    data = gnm_arrays(head)
+    for name in ("template_vertex_positions", "vertex_identity_basis", "expression_basis"):
+        data[name] = data[name] * np.float32(1000 / unit)
+    np.savez(tmp_path / "gnm_head.npz", **data)
+    model = convert_gnm.convert(tmp_path / "gnm_head.npz", gnm_landmarks(tmp_path / "68.txt", head))
+    check_model(model, head, tmp_path / "out.safetensors")
+    assert same_shape(model, head["vertices"]) and len(model.mean) == V  # the tongue is gone
+    for basis, name, count in (
+        (model.identity_basis, "vertex_identity_basis", 10), (model.expression_basis, "expression_basis", 7)
+    ):  # fmt: skip
+        np.testing.assert_allclose(basis, unit * data[name][:count, :V], rtol=1e-4, atol=1e-6)
+    eyes = model.region_vertices("eyes")
+    assert eyes[: 2 * N].all() and not eyes[2 * N :].any() and not model.region_vertices("teeth").any()
+    corners = model.uv[model.uv_triangles].numpy()
+    again = (model.mean[model.triangles] - model.mean[0])[..., :2].numpy() / 200
+    assert np.allclose(corners - corners[0, 0], again - again[0, 0], atol=1e-5)
+
+
+def test_gnm_that_is_not_one(head: dict[str, np.ndarray], tmp_path: Path) -> None:
+    good, path = gnm_arrays(head), tmp_path / "gnm.npz"
+    cases = {
+        "lacks triangles": {k: v for k, v in good.items() if k != "triangles"},
+        "do not fit": good | {"triangle_uvs": good["triangle_uvs"][1:]},
+        "3 vertex groups and 2 names": good | {"vertex_group_names": good["vertex_group_names"][:2]},
+        "NaN": good | {"expression_basis": good["expression_basis"] * np.nan},
+    }
+    for message, data in cases.items():
+        np.savez(path, **data)
+        with pytest.raises(ModelFileError, match=message):
+            convert_gnm.convert(path)
+    np.savez(path, **good)
+    with pytest.raises(ModelFileError):
+        convert_gnm.convert(truncated(path))
+    for text, message in (("1 2 3", "68 rows"), ("a b", "no table"), ("9999 1 0 0 0 0\n" * 68, "has not")):
+        (tmp_path / "68.txt").write_text(text)
+        with pytest.raises(ModelFileError, match=message):
+            convert_gnm.convert(path, tmp_path / "68.txt")
