@@ -8,11 +8,8 @@ there; the others' pictures are drawn on the fly. They show the distribution "po
 glasses, hands and flaws of cameras, seen by perspective cameras; the truth is the nearest weak perspective
 (`vectors_of`). --channels pncc, normals or none are the paper's ablations. Run again to go on after a kill.
 
-Which estimates the network is shown. The paper: Eq. 3, truth and chance mixed (preset full). In a short
-training that teaches to copy: the estimate already knows of the truth, and reading it off its own drawing is
-easier than off the picture (notebook 60 measures it). So preset cpu shows the mean face alone at first
-(`warm`), then each picture `looks` times, with what the network itself has just said of it; a share `mixed`
-of the pictures begins at Eq. 3.
+The network is shown estimates between truth and chance (Eq. 3); in preset cpu, for the first `warm` share of
+the steps, the mean face only, whose maps are drawn once: such steps are cheap.
 """
 
 from __future__ import annotations
@@ -67,18 +64,14 @@ class Settings:
     seed: int = 60
     pictures: int = 0
     """of the corpus; 0: drawn on the fly"""
-    looks: int = 1
-    """how often a picture is shown, each time with the last answer"""
-    mixed: float = 1.0
-    """share of the pictures whose first estimate is Eq. 3's; of the others it is the mean face"""
     warm: float = 0.0
     """share of the steps, at first, that show the mean face only"""
 
 
 PRESETS = {
     "full": Settings(),
-    "cpu": Settings("slim", 80, 32, 2_400, 1e-3, "32-true", pictures=24_576, looks=4, mixed=0.25, warm=0.4),
-    "tiny": Settings("small", 60, 8, 12, 1e-3, "32-true", looks=2, mixed=0.5, warm=0.3),
+    "cpu": Settings("slim", 80, 32, 2_400, 1e-3, "32-true", pictures=24_576, warm=0.4),
+    "tiny": Settings("small", 60, 8, 12, 1e-3, "32-true", warm=0.3),
 }
 
 
@@ -115,70 +108,13 @@ class Faces:
         return shrunk(batch["image"], self.side), vectors_of(self.model, faces, self.side)
 
 
-def first_estimates(settings: Settings, truth: Tensor, number: int, warm: bool) -> Tensor:
-    """What the network is shown first of the pictures of batch `number`: Eq. 3, or zeros, the mean face."""
+@torch.no_grad()
+def examples(faces: Faces, settings: Settings, number: int, warm: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures, truth r_gt and estimate r_t of batch `number`, a function of it: Eq. 3, or (1, P) zeros."""
+    images, truth = faces(number)
     drawn = torch.Generator().manual_seed(1_000_003 * settings.seed + number)
     other = truth[send(torch.randperm(len(truth), generator=drawn), truth)]
-    estimate = mixed(truth, other, drawn)
-    chosen = send(torch.rand((len(truth), 1), generator=drawn) < settings.mixed * (not warm), truth)
-    return torch.where(chosen, estimate, 0.0)
-
-
-def is_warm(settings: Settings, step: int) -> bool:
-    """Whether a step shows the mean face only."""
-    return step < settings.warm * settings.steps
-
-
-def new_parts(settings: Settings, step: int) -> list[int]:
-    """The numbers of the parts of a batch that a step sees first: all, or one of `looks`."""
-    count = settings.looks if is_warm(settings, step) else 1
-    return [settings.looks * step + k for k in range(count)]
-
-
-def all_parts(settings: Settings, step: int) -> list[int]:
-    """The numbers of all parts that a step sees, new ones first."""
-    steps = range(step, max(-1, step - settings.looks), -1)
-    return [number for s in steps for number in new_parts(settings, s)][: settings.looks]
-
-
-class Looks:
-    """What each step shows: its new pictures, and those of the last steps with what the network said of them.
-
-    Args:
-        faces: a part of a batch by its number. processes: this one's number, and how many there are.
-    """
-
-    def __init__(self, settings: Settings, faces: Faces, processes: tuple[int, int] = (0, 1)) -> None:
-        self.settings, self.faces, self.processes = settings, faces, processes
-        self.parts: list[tuple[Tensor, Tensor]] = []
-
-    def part(self, number: int) -> tuple[Tensor, Tensor]:
-        """Pictures and truth of a part of a batch, of this process."""
-        rank, world = self.processes
-        return self.faces(number * world + rank)
-
-    def new(self, step: int) -> tuple[Tensor, ...]:
-        """Pictures, truth and first estimate of each part that is new in a step, one after the other."""
-        found: list[Tensor] = []
-        for number in new_parts(self.settings, step):
-            images, truth = self.part(number)
-            first = first_estimates(self.settings, truth, number, is_warm(self.settings, step))
-            found += [images, truth, first]
-        return tuple(found)
-
-    def resume(self, step: int) -> None:
-        """Fetch the pictures again that the step before had."""
-        self.parts = [self.part(number) for number in all_parts(self.settings, step - 1)] if step else []
-
-    def shown(self, new: tuple[Tensor, ...], said: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(pictures, truth, estimate) of a step, each (B, ...): the new ones, then older ones with what the
-        network said (B', P) of them in the step before."""
-        fresh = [new[k : k + 3] for k in range(0, len(new), 3)]
-        older = said.split(len(new[0])) if len(said) else ()
-        self.parts = ([(images, truth) for images, truth, _ in fresh] + self.parts)[: self.settings.looks]
-        estimates = ([first for _, _, first in fresh] + [*older])[: len(self.parts)]
-        images, truth = (torch.cat(part) for part in zip(*self.parts))
-        return images, truth, torch.cat(estimates)
+    return images, truth, truth.new_zeros(1, truth.shape[1]) if warm else mixed(truth, other, drawn)
 
 
 @torch.no_grad()
@@ -206,28 +142,26 @@ def train(folder: Path, settings: Settings, device: str, corpus: Path | None = N
     rank, processes = run.fabric.global_rank, run.fabric.world_size
     if settings.pictures and corpus is None:
         corpus = folder / "corpus"
-    faces = Faces(settings, settings.seed, settings.batch // settings.looks, str(run.device), corpus)
-    looks, model = Looks(settings, faces, (rank, processes)), faces.model
+    faces = Faces(settings, settings.seed, settings.batch, str(run.device), corpus)
+    model, first_true = faces.model, round(settings.warm * settings.steps)
     module = make_network(settings.network, model, settings.channels, settings.seed)
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
     network, optimizer = run.setup(module, torch.optim.AdamW(module.parameters(), settings.rate))
     geometry, channels = GeometryLoss(model), CHANNELS[settings.channels]
-    _, sample = faces(0)
+    sample = faces(0)[1][:8]
     balance = float(geometry(sample, 0 * sample).mean() / pose_loss(sample, 0 * sample).mean())
-    state: dict[str, Any] = {"network": network, "optimizer": optimizer, "seconds": 0.0, "said": sample[:0]}
+    state: dict[str, Any] = {"network": network, "optimizer": optimizer, "seconds": 0.0}
     began, before = time.process_time(), 0.0
     batches = None
     for step in run.steps(state, settings.steps):
         if batches is None:  # after the state has been resumed
             before = state["seconds"]
-            if processes > 1:  # what the others' networks said of their pictures is not kept
-                state["said"] = sample[:0]
-            else:
-                looks.resume(step)
-            batches = ahead(looks.new, range(step, settings.steps), run.device)
-        images, truth, estimate = looks.shown(next(batches), state["said"].to(sample))
-        drawn = estimate[:1] if is_warm(settings, step) else estimate
-        said = network(network_input(model, drawn, images, channels)).float()
+            batches = ahead(
+                lambda k: examples(faces, settings, k * processes + rank, k < first_true),
+                range(step, settings.steps), run.device,
+            )  # fmt: skip
+        images, truth, estimate = next(batches)
+        said = network(network_input(model, estimate, images, channels)).float()
         loss = (geometry(said, truth) + balance * pose_loss(said, truth)).mean()
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * min(1.0, (step + 1) / 200, 2 * (1 - step / settings.steps) + 0.02)
@@ -235,7 +169,6 @@ def train(folder: Path, settings: Settings, device: str, corpus: Path | None = N
         run.backward(loss)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 20.0)
         optimizer.step()
-        state["said"] = said.detach()
         state["seconds"] = before + time.process_time() - began
     card: dict[str, Any] = {
         "method": "CoarseNet", **asdict(settings), "balance": balance,

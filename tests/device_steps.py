@@ -219,8 +219,7 @@ def test_a_step_of_coarsenet(watch: Watch, half: torch.dtype | None) -> None:
     """Its batch is made ahead; what the step itself does is watched."""
     settings = train_coarsenet.Settings("small", SIDE, 4)
     faces = train_coarsenet.Faces(settings, 0, settings.batch, DEVICE)
-    looks = train_coarsenet.Looks(settings, faces)
-    images, truth, estimate = looks.shown(looks.new(0), torch.empty(0))
+    images, truth, estimate = train_coarsenet.examples(faces, settings, 0, False)
     seen = coarsenet.network_input(faces.model, estimate, images)
     geometry = coarsenet.GeometryLoss(faces.model)
     network = on_device(encoder("small", truth.shape[1], channels=7))

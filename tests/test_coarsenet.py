@@ -379,52 +379,17 @@ def test_the_method_answers_in_the_photographs_pixels(model: MorphableModel) -> 
         method.reconstruct(torch.full((3, 200, 200), 0.5))
 
 
-class Numbered:
-    """Stands in for `Faces`: pictures and truth that say which part they are."""
-
-    def __call__(self, number: int) -> tuple[Tensor, Tensor]:
-        return torch.full((2, 3, 8, 8), float(number)), torch.full((2, 9), float(number))
-
-
-@pytest.mark.parametrize("resumed_at", [1, 2, 4, 5])
-def test_a_picture_is_shown_again_with_what_was_said_of_it(resumed_at: int) -> None:
-    """Two warm steps of three, where all parts are new; then one part is. Resumed, it goes on the same."""
-    settings = train_coarsenet.Settings(batch=6, steps=10, looks=3, mixed=0.0, warm=0.2)
-
-    def steps(looks: train_coarsenet.Looks, first: int, said: Tensor) -> list[tuple[Tensor, ...]]:
-        shown = []
-        for step in range(first, 7):
-            shown.append(looks.shown(looks.new(step), said))
-            said = shown[-1][1] + 100 * step + 0.01 * torch.arange(2).repeat(len(shown[-1][1]) // 2)[:, None]
-        return shown
-
-    looks = train_coarsenet.Looks(settings, Numbered())
-    shown = steps(looks, 0, torch.zeros(0, 9))
-    parts = [[int(n) for n in truth[::2, 0]] for _, truth, _ in shown]
-    assert parts == [[0, 1, 2], [3, 4, 5], [6, 3, 4], [9, 6, 3], [12, 9, 6], [15, 12, 9], [18, 15, 12]]
-    for step, (images, truth, estimate) in enumerate(shown):
-        assert torch.equal(images[:, 0, 0, 0], truth[:, 0])
-        fresh = 6 if step < 2 else 2
-        assert estimate[:fresh].abs().max() == 0, "the mean face at first"
-        row = 0.01 * torch.arange(2).repeat(3)[fresh:]
-        torch.testing.assert_close(estimate[fresh:, 0], truth[fresh:, 0] + 100 * (step - 1) + row)
-    said = shown[resumed_at - 1][1] + 100 * (resumed_at - 1) + 0.01 * torch.arange(2).repeat(3)[:, None]
-    again = train_coarsenet.Looks(settings, Numbered())
-    again.resume(resumed_at)
-    for mine, theirs in zip(steps(again, resumed_at, said), shown[resumed_at:], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(mine, theirs))
-
-
-def test_first_estimates_are_the_papers_or_the_mean_face(model: MorphableModel) -> None:
-    truth, paper = vectors(model, 300), train_coarsenet.Settings()
-    estimate = train_coarsenet.first_estimates(paper, truth, 3, False)
-    assert (estimate.abs().amax(1) > 0).all()
-    likeness = torch.nn.functional.cosine_similarity(estimate, truth).mean()
-    assert 0.4 < likeness < 0.9, "half of the truth, on average"
-    some = train_coarsenet.first_estimates(replace(paper, mixed=0.25), truth, 3, False)
-    zero = (some == 0).all(1)
-    assert 0.65 < zero.float().mean() < 0.85 and torch.equal(some[~zero], estimate[~zero])
-    assert train_coarsenet.first_estimates(paper, truth, 3, True).abs().max() == 0
+def test_a_step_sees_the_papers_estimates_or_the_mean_face(model: MorphableModel) -> None:
+    settings = replace(train_coarsenet.PRESETS["tiny"], batch=64)
+    faces = train_coarsenet.Faces(settings, 0, 64)
+    images, truth, estimate = train_coarsenet.examples(faces, settings, 3, False)
+    assert all(torch.equal(a, b) for a, b in zip((images, truth), faces(3)))
+    share = torch.nn.functional.cosine_similarity(estimate, truth).mean()
+    assert 0.4 < share < 0.9, "half of the truth, on average"
+    again = train_coarsenet.examples(faces, settings, 3, False)[2]
+    assert torch.equal(estimate, again)
+    warm = train_coarsenet.examples(faces, settings, 3, True)
+    assert torch.equal(warm[1], truth) and warm[2].shape == (1, truth.shape[1]) and warm[2].abs().max() == 0
 
 
 def test_a_corpus_is_shown_shrunk_and_with_its_own_truth(tmp_path: Path, model: MorphableModel) -> None:
