@@ -51,7 +51,7 @@ class Preset:
     batch: int = 16
     of_renders: int = 4
     renders: int = 512
-    steps: int = 800
+    steps: int = 500
     rate: float = 2e-3
     precision: str = "bf16-mixed"
 
