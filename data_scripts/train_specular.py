@@ -3,17 +3,18 @@
     python data_scripts/train_specular.py RUN --photos FOLDER ... --preset shipped --start mofa
     python data_scripts/train_specular.py RUN --photos FOLDER ... [--preset cpu|full|tiny]
 
-Landmarks are a detector's, found once; so are skin weights (Eq. 9): `SkinModel` inside the landmarks' hull.
-A tenth of the people (FOLDER/PERSON/FILE) is left out. `--start mofa`: not from nothing, but from the shipped
-MoFA network, whose features and rows for pose, face and light are taken over (the lamp's start at zero); or
-from a checkpoint of this script. Killed and started again, it goes on where it was. RUN/specular.safetensors
-is the checkpoint, its card says how it came about.
+Landmarks are a detector's, found once; so are skin weights (Eq. 9): `SkinModel` inside the landmarks' hull,
+or with `--segmentation` where that network sees skin, eyes, brows and lips. A tenth of the people
+(FOLDER/PERSON/FILE) is left out. `--start mofa`: not from nothing, but from the shipped MoFA network, whose
+features and rows for pose, face and light are taken over (the lamp's start at zero); or from a checkpoint of
+this script. Killed and started again, it goes on where it was. RUN/specular.safetensors is the checkpoint,
+its card says how it came about.
 """
 
 import argparse
-import hashlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from facelab.model.morphable_model import MorphableModel
 from facelab.networks import Regressor, last_layer
 from facelab.photos import landmark_mask
 from facelab.photos.crops import SIDE, FaceCrops, Windows, seed_of
+from facelab.photos.segmentation import CLASSES, FACE, Segmentation
 from facelab.photos.skin import SkinModel, skin_weights
 from facelab.recognition.networks import DlibRecogniser
 from facelab.support.errors import CorpusError, ModelFileError
@@ -77,25 +79,38 @@ PRESETS = {
 LABEL_SIDE = 100  # px, of the skin weights that are kept
 
 
-def skin_label(image: Tensor, landmarks: Tensor, skin: SkinModel) -> Tensor:
-    """C_skin (1, S, S) of a picture (3, S, S); 0 outside the face, above 0 in all of it."""
-    face = landmark_mask(landmarks, *image.shape[1:])
-    return face * skin_weights(skin.probability(image, face)).clamp(min=2 / 255)
+def faces_of(faces: FaceCrops, segmentation: Segmentation | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every picture (3, LABEL_SIDE, LABEL_SIDE) and the mask (1, LABEL_SIDE, LABEL_SIDE) of its face: the
+    landmarks' hull, or where a segmentation sees skin, eyes, brows and lips inside twice its size."""
+    of_face = [CLASSES.index(name) for name in FACE]
+    for first in range(0, len(faces), 32):
+        some = slice(first, first + 32)
+        pictures = interpolate(faces.images[some] / 255, (LABEL_SIDE, LABEL_SIDE), mode="area")
+        hulls = [
+            landmark_mask(points * LABEL_SIDE / SIDE, LABEL_SIDE, LABEL_SIDE)
+            for points in faces.landmarks[some]
+        ]
+        if segmentation is None:
+            yield from zip(pictures, hulls)
+            continue
+        seen = segmentation.framed(pictures)[:, of_face].sum(1, keepdim=True)
+        seen = interpolate(seen, (LABEL_SIDE, LABEL_SIDE), mode="area") > 0.5
+        for picture, mask, hull in zip(pictures, seen, hulls):
+            yield picture, mask if (mask & hull).sum() > hull.sum() / 4 else hull  # else it sees no face
 
 
-def skin_labels(faces: FaceCrops, file: Path) -> Tensor:
-    """(N, 1, LABEL_SIDE, LABEL_SIDE) uint8, 255 C_skin, from `file` or made and kept there.
+def skin_labels(faces: FaceCrops, file: Path, segmentation: Segmentation | None = None) -> Tensor:
+    """(N, 1, LABEL_SIDE, LABEL_SIDE) uint8, 255 C_skin (Eq. 9), 0 only outside the face: from `file`, or made
+    and kept there.
 
     Raises CorpusError if the file is damaged.
     """
-    digest = hashlib.sha256(faces.landmarks.numpy().tobytes()).hexdigest()
     if not file.is_file():
         skin, found = SkinModel.load(), []
-        for image, landmarks in zip(tqdm(faces.images, desc="skin"), faces.landmarks):
-            small = interpolate(image[None] / 255, (LABEL_SIDE, LABEL_SIDE), mode="area")[0]
-            label = skin_label(small, landmarks * LABEL_SIDE / SIDE, skin)
+        for picture, face in tqdm(faces_of(faces, segmentation), desc="skin", total=len(faces)):
+            label = face * skin_weights(skin.probability(picture, face)).clamp(min=2 / 255)
             found.append((255 * label).round().byte())
-        write_whole({file: save({"skin": torch.stack(found)}, {"faces": digest})})
+        write_whole({file: save({"skin": torch.stack(found)})})
     problem = f"'{file}' is damaged or of other photographs; delete it"
     with guarded(problem, CorpusError):
         labels = read_tensors(file.read_bytes(), problem, CorpusError)["skin"]
@@ -196,7 +211,8 @@ def train(args: argparse.Namespace, preset: Preset) -> tuple[torch.nn.Module, di
     weights = replace(Weights(), **left_out)
     recogniser = None if "identity" in left_out else DlibRecogniser().to(run.device)
     faces = FaceCrops.cut(args.photos, args.faces or args.run / "faces.safetensors", args.most)
-    skin = skin_labels(faces, args.run / "skin.safetensors")
+    segmentation = Segmentation.load(args.segmentation) if args.segmentation else None
+    skin = skin_labels(faces, args.run / "skin.safetensors", segmentation)
     batches = Labelled(faces, skin, preset, args.seed, run.fabric.global_rank, run.fabric.world_size)
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "terms": [], "seconds": 0.0}
     sums: dict[str, Any] = {}
@@ -236,6 +252,9 @@ def main() -> None:
     parser.add_argument("--photos", nargs="+", type=Path, required=True)
     parser.add_argument("--preset", default="cpu", choices=PRESETS)
     parser.add_argument("--start", help="'mofa', or a checkpoint of this script (.safetensors) to go on from")
+    parser.add_argument(
+        "--segmentation", help="'segmentation' (the shipped one) or a checkpoint: where faces are"
+    )
     parser.add_argument("--without", nargs="*", default=[], choices=LOSSES, help="losses to leave out")
     parser.add_argument("--most", type=int, help="no more photographs of a folder")
     parser.add_argument("--faces", type=Path, help="file to keep their faces in (default: in RUN)")
@@ -252,6 +271,7 @@ def main() -> None:
     card = {
         "method": "specular", "kind": preset.kind, "side": preset.side, "border": preset.border,
         "preset": asdict(preset), "without": args.without, "start": args.start and Path(args.start).name,
+        "segmentation": args.segmentation and Path(args.segmentation).name,
         "seed": args.seed, "licence": "that of the photographs", **history,
     }  # fmt: skip
     save_checkpoint(args.run / "specular.safetensors", network, card)

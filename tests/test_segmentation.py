@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from skimage.data import astronaut
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
@@ -15,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 import train_segmentation as script
 
 from facelab.networks.unet import UNet
-from facelab.photos import segmentation
-from facelab.photos.segmentation import CLASSES, Segmentation, skin_mask
+from facelab.photos import find_face, segmentation
+from facelab.photos.crops import CHEEKS
+from facelab.photos.segmentation import CLASSES, FACE, Segmentation, skin_mask
 from facelab.support.errors import ModelFileError, NotAnImageError, ParameterError, PhotoNotFoundError
 from facelab.training import CHECKPOINTS
 
@@ -77,6 +79,42 @@ def test_bad_questions_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         Segmentation.load(tmp_path / "none.safetensors")
     with pytest.raises(ModelFileError, match=r"train_segmentation"):
         Segmentation.load(CHECKPOINTS / "mofa.safetensors")
+
+
+def test_the_shipped_network_knows_cheeks_from_hair_and_from_what_covers_them() -> None:
+    """NASA's portrait: cheeks and nose, hair and collar, an eye; a cheek under a painted bar."""
+    photo = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
+    marks = find_face(photo).landmarks
+    skin = skin_mask(photo, marks)
+    assert skin.shape == (512, 512) and skin.min() >= 0 and skin.max() <= 1
+
+    def around(values: Tensor, point: Tensor) -> float:
+        x, y = (round(v) for v in point.tolist())
+        return float(values[y - 3 : y + 4, x - 3 : x + 4].mean())
+
+    eyes, chin = (marks[36] + marks[45]) / 2, marks[8]
+    up = (eyes - chin) / (eyes - chin).norm()
+    face = float((eyes - chin).norm())
+    cheeks = [marks[list(corners)].mean(0) for corners in CHEEKS]
+    shown = [around(skin, point) for point in (*cheeks, marks[30])]
+    hidden = [around(skin, point) for point in (eyes + 1.0 * face * up, chin - 0.6 * face * up)]
+    assert min(shown) > 0.8 and max(hidden) < 0.2, (shown, hidden)
+    x, y = (round(v) for v in cheeks[0].tolist())
+    covered = photo.clone()
+    covered[:, y - 12 : y + 13, x - 25 : x + 26] = 0.03
+    assert around(skin_mask(covered, marks), cheeks[0]) < 0.5 * shown[0]
+    both = skin_mask(photo, marks, FACE)
+    assert (both >= skin - 1e-6).all() and around(both, marks[36:42].mean(0)) > around(
+        skin, marks[36:42].mean(0)
+    )
+
+
+def test_the_card_says_how_well_and_for_whom() -> None:
+    card = json.loads((CHECKPOINTS / "segmentation.json").read_text())
+    found = card["held_out"]
+    assert card["licence"] == "that of the photographs" and found["photographs"] > 100
+    assert set(found["skin by lightness"]) == set(script.THIRDS)
+    assert 0.5 < found["skin"] < 1 and all(0.5 < v < 1 for v in found["skin by lightness"].values())
 
 
 def test_the_loss_is_that_of_the_set_s_probability() -> None:

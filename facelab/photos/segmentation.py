@@ -10,7 +10,6 @@ It learned from 19 classes of CelebAMask-HQ, here five, and from renders with th
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,12 +65,12 @@ class Segmentation:
         check_image(image)
         height, width = image.shape[1:]
         if landmarks is None:
-            return _resized(self._of(image), height, width)
+            return _resized(self.framed(image[None]), height, width)[0]
         crop = crop_face(image, landmarks, self.side, SCALE)
-        found = self._of(crop.image)
+        found = self.framed(crop.image[None])[0]
         result = torch.zeros(len(CLASSES), height, width)
         covered = torch.ones(1, self.side, self.side)
-        for k in range(0, len(CLASSES), 3):
+        for k in range(0, len(CLASSES), 3):  # `paste` takes three
             layer = torch.cat([found[k : k + 3], found.new_zeros(3, *found.shape[1:])])[:3]
             pasted = crop.paste(image.new_zeros(3, height, width), layer, covered)
             result[k : k + 3] = pasted[: len(CLASSES) - k]
@@ -79,10 +78,10 @@ class Segmentation:
         result[0] = 1 - result[1:].sum(0).clamp(max=1)
         return result
 
-    def _of(self, picture: Tensor) -> Tensor:
-        """The same of a framed picture, at the network's size."""
-        small = _resized(picture, self.side, self.side)
-        return self.network(small[None].float())[0].softmax(0)
+    @torch.no_grad()
+    def framed(self, pictures: Tensor) -> Tensor:
+        """(B, 5, side, side) of framed pictures (B, 3, H, W), at the network's size."""
+        return self.network(_resized(pictures.float(), self.side, self.side)).softmax(1)
 
 
 def make_network() -> UNet:
@@ -108,6 +107,5 @@ def _shipped() -> Segmentation:
 
 
 def _resized(maps: Tensor, height: int, width: int) -> Tensor:
-    """(C, h, w) -> (C, height, width)."""
-    options: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
-    return interpolate(maps[None], (height, width), **options)[0]
+    """(B, C, h, w) -> (B, C, height, width)."""
+    return interpolate(maps, (height, width), mode="bilinear", antialias=True, align_corners=False)
