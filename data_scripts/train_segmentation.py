@@ -1,4 +1,4 @@
-"""Train facelab/photos/segmentation.py: where is a face's skin?
+"""Train facelab/methods/segmentation.py: where is a face's skin?
 
     python data_scripts/train_segmentation.py RUN FOLDER [--preset shipped|tiny]
 
@@ -23,9 +23,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
+from facelab.methods.segmentation import CLASSES, FACE, Segmentation, make_network
 from facelab.photos import load_photo
 from facelab.photos.crops import seed_of
-from facelab.photos.segmentation import CLASSES, FACE, Segmentation, make_network
 from facelab.photos.skin import LUMINANCE
 from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
 from facelab.support.errors import PhotoNotFoundError

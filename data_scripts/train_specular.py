@@ -29,13 +29,13 @@ from tqdm import tqdm
 from facelab.evaluation.mofa_progress import mirrored
 from facelab.methods.mofa import FOCAL, Decoder, Z
 from facelab.methods.mofa import LAYOUT as MOFA
+from facelab.methods.segmentation import CLASSES, FACE, Segmentation
 from facelab.methods.specular import UNITS, decode, layout, make_network
 from facelab.methods.specular_losses import Batch, Weights, loss_terms
 from facelab.model.morphable_model import MorphableModel
 from facelab.networks import Regressor, last_layer
 from facelab.photos import landmark_mask
 from facelab.photos.crops import SIDE, FaceCrops, Windows, seed_of
-from facelab.photos.segmentation import CLASSES, FACE, Segmentation
 from facelab.photos.skin import SkinModel, skin_weights
 from facelab.recognition.networks import DlibRecogniser
 from facelab.support.errors import CorpusError, ModelFileError

@@ -1,4 +1,4 @@
-"""facelab/photos/segmentation.py, its network and data_scripts/train_segmentation.py."""
+"""facelab/methods/segmentation.py, its network and data_scripts/train_segmentation.py."""
 
 import json
 import sys
@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 
 import train_segmentation as script
 
+from facelab.methods import segmentation
+from facelab.methods.segmentation import CLASSES, FACE, Segmentation, skin_mask
 from facelab.networks.unet import UNet
-from facelab.photos import find_face, segmentation
+from facelab.photos import find_face
 from facelab.photos.crops import CHEEKS
-from facelab.photos.segmentation import CLASSES, FACE, Segmentation, skin_mask
 from facelab.support.errors import ModelFileError, NotAnImageError, ParameterError, PhotoNotFoundError
 from facelab.training import CHECKPOINTS
 
