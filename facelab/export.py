@@ -14,23 +14,21 @@ from typing import Any
 import torch
 import trimesh
 from PIL import Image
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from trimesh.exchange.gltf import export_glb as trimesh_glb
 from trimesh.exchange.obj import export_obj as trimesh_obj
 
-from facelab.geometry.mesh import check_triangles, dot, normalise, vertex_normals
+from facelab.geometry.mesh import dot, normalise, vertex_normals
 from facelab.methods.relief import Detail, detailed_normals
 from facelab.model.face import Surface
 from facelab.model.morphable_model import MorphableModel
-from facelab.rendering import rasterizer
+from facelab.model.textures import F0_WHITE, bake_texture, check_texture, unit_uv
 from facelab.rendering.colour import linear_to_srgb
 from facelab.support.errors import MeshError, ParameterError
 from facelab.support.files import write_whole
 from facelab.support.tensors import one_line
 
 METRES_PER_MM = 0.001
-F0_WHITE = 0.08  # the F0 that white means in the specular PNG
 
 
 @one_line
@@ -55,42 +53,21 @@ class TexturedMesh:
     `with_relief`"""
 
 
-def bake_texture(
-    attributes: Tensor, triangles: Tensor, uv: Tensor, uv_triangles: Tensor, size: int
-) -> Tensor:
-    """Paint per-vertex attributes (V, C) into a UV map: (C, size, size), row 0 at v = 1.
-
-    Texels outside the UV map's islands take the value of the nearest texel inside, so that filtering and
-    mipmaps bring no background over a seam. uv (U, 2), triangles and uv_triangles (T, 3).
-    Raises MeshError if the triangles do not fit, or if nothing of the UV map lies in [0, 1].
-    """
-    _check_uv(attributes, triangles, uv, uv_triangles)
-    screen = torch.stack([uv[:, 0] * size, (1 - uv[:, 1]) * size, torch.ones_like(uv[:, 0])], -1)
-    face_index = rasterizer.rasterize(screen, uv_triangles, size, size, cull=False)
-    if not bool((face_index >= 0).any()):
-        raise MeshError("The UV map covers no texel; check that its coordinates are in [0, 1].")
-    # One corner per row: a vertex may have several UV coordinates.
-    corners = torch.arange(3 * len(triangles), device=triangles.device).view(-1, 3)
-    values, _ = rasterizer.interpolate(
-        screen[uv_triangles.flatten()], corners, face_index, attributes[triangles.flatten()]
-    )
-    outside = (face_index < 0).cpu().numpy()
-    row, column = distance_transform_edt(outside, return_distances=False, return_indices=True)
-    return values[:, torch.from_numpy(row).to(values.device), torch.from_numpy(column).to(values.device)]
-
-
 def textured_mesh(
     model: MorphableModel,
     vertices: Tensor,
     diffuse: Tensor,
     specular: Tensor | None = None,
     size: int = 1024,
+    texture: Tensor | None = None,
 ) -> TexturedMesh:
     """Bake a reconstructed face of `model`: vertices (V, 3) mm, diffuse (V, 3) linear, specular (V,) F0.
 
+    A `texture` (4, S, S), as `Face` has it, takes the place of the vertices' colours.
+
     Raises MeshError for a model without a UV map or arguments of other sizes, ParameterError for NaN.
     """
-    uv, count = _unit_uv(model), len(model.mean)
+    uv, count = unit_uv(model), len(model.mean)
     if vertices.shape != (count, 3) or diffuse.shape != (count, 3):
         raise MeshError(
             f"The model has {count} vertices: pass one face's vertices and albedo as ({count}, 3), "
@@ -102,7 +79,12 @@ def textured_mesh(
     if not torch.isfinite(vertices).all() or not torch.isfinite(attributes).all():
         raise ParameterError("The face has NaN or infinity in its vertices or albedo; check the fit.")
     vertices, attributes = vertices.detach(), attributes.detach()
-    texture = bake_texture(attributes, model.triangles, uv, model.uv_triangles, size)
+    if texture is None:
+        texture = bake_texture(attributes, model.triangles, uv, model.uv_triangles, size)
+    else:
+        check_texture(texture)
+        texture = texture.detach()
+        attributes = texture.new_zeros(1, 4)
     corners = torch.stack([model.triangles.flatten(), model.uv_triangles.flatten()], -1)
     pairs, index = torch.unique(corners, dim=0, return_inverse=True)
     return TexturedMesh(
@@ -111,7 +93,7 @@ def textured_mesh(
         triangles=index.view(-1, 3),
         uv=uv[pairs[:, 1]],
         diffuse=texture[:3],
-        specular=texture[3:] if specular is not None else None,
+        specular=texture[3:] if attributes.shape[-1] == 4 else None,
     )
 
 
@@ -142,7 +124,7 @@ def relief_normals(model: MorphableModel, surface: Surface, detail: Detail, size
     """Normals (3, size, size) in model space for the texels of the model's UV map: those of the coarse face,
     and what the fine depth adds where the picture shows it. Raises MeshError for a model without a UV map."""
     carried = torch.cat([detail.camera.project(surface.vertices), surface.normals], -1)
-    texels = bake_texture(carried, model.triangles, _unit_uv(model), model.uv_triangles, size).flatten(1).T
+    texels = bake_texture(carried, model.triangles, unit_uv(model), model.uv_triangles, size).flatten(1).T
     normals = detailed_normals(texels[:, :3], normalise(texels[:, 3:]), detail)
     return normals.T.unflatten(1, (size, size)).contiguous()
 
@@ -263,21 +245,6 @@ def export_obj(mesh: TexturedMesh, path: str | Path, shininess: float = 20.0) ->
     files |= {stem.with_name(name): _png(values) for name, values in maps.values()}
     write_whole(files)
     return list(files)
-
-
-def _unit_uv(model: MorphableModel) -> Tensor:
-    """(U, 2) in [0, 1]: beyond, a texture would repeat. Raises MeshError for a model that has none."""
-    if model.uv.numel() == 0:
-        raise MeshError(f"The model {model.name!r} has no UV map, which a texture needs; use one that has.")
-    low, high = model.uv.amin(0).clamp(max=0), model.uv.amax(0).clamp(min=1)
-    return (model.uv - low) / (high - low)
-
-
-def _check_uv(attributes: Tensor, triangles: Tensor, uv: Tensor, uv_triangles: Tensor) -> None:
-    check_triangles(triangles, len(attributes))
-    check_triangles(uv_triangles, len(uv))
-    if len(triangles) != len(uv_triangles):
-        raise MeshError(f"There are {len(triangles)} triangles but {len(uv_triangles)} in the UV map.")
 
 
 def _picture(linear: Tensor) -> Image.Image:

@@ -15,9 +15,11 @@ from torch import Tensor
 from facelab.geometry.camera import Camera
 from facelab.geometry.mesh import vertex_normals
 from facelab.model.morphable_model import MorphableModel
+from facelab.model.textures import at_vertices, check_texture, unit_uv
 from facelab.photos import Crop
+from facelab.rendering.gbuffer import look_up, rasterize_surface, uv_map
 from facelab.rendering.illumination import Light, SphericalHarmonicsLight
-from facelab.rendering.image_formation import Picture, VertexPicture, render, shade_vertices
+from facelab.rendering.image_formation import Picture, VertexPicture, render, shade, shade_vertices
 from facelab.support.errors import ParameterError
 from facelab.support.tensors import one_line
 
@@ -37,6 +39,12 @@ class Surface:
     """(..., V) reflectance at normal incidence"""
     landmarks: Tensor
     """(..., 68, 3) mm, iBUG order; the jaw's on the contour that the face's camera sees"""
+    texture: Tensor | None = None
+    """(..., 4, S, S) linear diffuse RGB and specular in UV, or None: then the vertices have all the colour"""
+    uv: Tensor | None = None
+    """(U, 2) in [0, 1], where there is a texture"""
+    uv_triangles: Tensor | None = None
+    """(T, 3) into `uv`"""
 
     @cached_property
     def normals(self) -> Tensor:
@@ -51,6 +59,7 @@ class Face:
 
     Coefficients (..., K) are in standard deviations; an empty one (..., 0) is the mean. Cameras and lights
     may be of any kind; without a light (None) the face has a shape and a place, and cannot be drawn.
+    A texture (..., 4, S, S), linear diffuse RGB and specular in the model's UV map, replaces `albedo`.
     """
 
     identity: Tensor
@@ -58,17 +67,23 @@ class Face:
     albedo: Tensor
     camera: Camera
     light: Light | None = None
+    texture: Tensor | None = None
 
     def surface(self, model: MorphableModel) -> Surface:
         """Its mesh, on any level of detail of the model. A face with fewer components than the model uses the
-        first ones. Raises ParameterError for more components than there are, NaN or infinity."""
+        first ones. Raises ParameterError for more components than there are, NaN or infinity; MeshError for a
+        texture of another shape or on a model without a UV map."""
         counts = [part.shape[-1] for part in (self.identity, self.expression, self.albedo)]
         if counts != [len(model.identity_basis), len(model.expression_basis), len(model.albedo_basis)]:
             model = model.truncate(*counts)
         vertices = model.vertices(self.identity, self.expression)
-        diffuse, specular = model.albedo(self.albedo)
         landmarks = model.landmarks(vertices, self.camera.rotation)
-        return Surface(vertices, model.triangles, diffuse, specular, landmarks)
+        if self.texture is None:
+            return Surface(vertices, model.triangles, *model.albedo(self.albedo), landmarks)
+        check_texture(self.texture)
+        colours = at_vertices(self.texture, model)
+        maps = (self.texture, unit_uv(model), model.uv_triangles)
+        return Surface(vertices, model.triangles, colours[..., :3], colours[..., 3], landmarks, *maps)
 
     def landmarks(self, model: MorphableModel) -> Tensor:
         """(..., 68, 2) px: the landmarks of its surface, projected."""
@@ -92,11 +107,21 @@ class Face:
 def draw(
     surface: Surface, camera: Camera, light: Light | None, height: int, width: int, **options: Any
 ) -> Picture:
-    """`image_formation.render` of a surface, options included. Raises ParameterError without a light."""
+    """`image_formation.render` of a surface, options included; a texture is looked up at every pixel.
+
+    Raises ParameterError without a light."""
     light = _present(light)
-    specular = None if isinstance(light, SphericalHarmonicsLight) else surface.specular
+    matt = isinstance(light, SphericalHarmonicsLight)
     mesh = (surface.vertices, surface.triangles)
-    return render(*mesh, camera, light, surface.diffuse, specular, height, width, **options)
+    if surface.texture is None:
+        specular = None if matt else surface.specular
+        return render(*mesh, camera, light, surface.diffuse, specular, height, width, **options)
+    assert surface.uv is not None and surface.uv_triangles is not None
+    backend = options.pop("backend", "auto")
+    maps = rasterize_surface(*mesh, camera, surface.vertices[..., :0], height, width, backend=backend)
+    texels = look_up(surface.texture, uv_map(maps, surface.uv, surface.uv_triangles))
+    parts = texels[..., :3, :, :], None if matt else texels[..., 3:, :, :]
+    return shade(maps, camera, light, *parts, **options)
 
 
 def _present(light: Light | None) -> Light:

@@ -127,11 +127,18 @@ def landmark_mask(landmarks: Tensor, height: int, width: int, mouth_hole: bool =
     """
     if landmarks.shape != (68, 2) or not torch.isfinite(landmarks).all():
         raise ParameterError(f"Landmarks must be 68 finite points (68, 2); got {tuple(landmarks.shape)}.")
-    points = landmarks.detach().cpu().double().numpy()[:, ::-1] - 0.5  # (row, column), pixel centres whole
-    mask = polygon2mask((height, width), points[ConvexHull(points).vertices])
+    mask = polygon(landmarks, height, width)
     if mouth_hole:
-        mask &= ~polygon2mask((height, width), points[60:68])
-    return torch.from_numpy(mask)[None].to(landmarks.device)
+        mask &= ~polygon(landmarks[60:68], height, width, convex=False)
+    return mask
+
+
+def polygon(points: Tensor, height: int, width: int, convex: bool = True) -> Tensor:
+    """(1, H, W) bool: inside the convex hull of points (N, 2) px, or inside the polygon that they make."""
+    corners = points.detach().cpu().double().numpy()[:, ::-1] - 0.5  # (row, column), pixel centres whole
+    if convex:
+        corners = corners[ConvexHull(corners).vertices]
+    return torch.from_numpy(polygon2mask((height, width), corners))[None].to(points.device)
 
 
 def skin_mask(face_index: Tensor, triangle_region: Tensor, regions: Sequence[int] = (0,)) -> Tensor:
