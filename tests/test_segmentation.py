@@ -2,7 +2,9 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 
 import train_segmentation as script
 
-from facelab.methods import segmentation
-from facelab.methods.segmentation import CLASSES, FACE, Segmentation, skin_mask
+from facelab.methods import fitting, segmentation
+from facelab.methods.segmentation import CLASSES, FACE, Segmentation, skin_mask, visible_part
 from facelab.networks.unet import UNet
-from facelab.photos import find_face
+from facelab.photos import crop_face, find_face
 from facelab.photos.crops import CHEEKS
 from facelab.support.errors import ModelFileError, NotAnImageError, ParameterError, PhotoNotFoundError
 from facelab.training import CHECKPOINTS
@@ -108,6 +110,41 @@ def test_the_shipped_network_knows_cheeks_from_hair_and_from_what_covers_them() 
     assert (both >= skin - 1e-6).all() and around(both, marks[36:42].mean(0)) > around(
         skin, marks[36:42].mean(0)
     )
+
+
+def test_what_covers_a_face_does_not_count_in_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
+    landmarks = find_face(photo).landmarks
+    crop = crop_face(photo, landmarks, 240)
+    left, top = crop.landmarks[3].round().long().tolist()
+    patch = (slice(top - 12, top + 12), slice(left + 14, left + 38))  # on her cheek
+    covered = replace(crop, image=crop.image.clone())
+    covered.image[(slice(None), *patch)] = torch.tensor([0.05, 0.5, 0.1])[:, None, None]
+    before, after = (visible_part(c)[(0, *patch)].float().mean() for c in (crop, covered))
+    assert before > 0.9 and after < 0.5
+    assert visible_part(crop)[0, 200, 20] == 0  # her hair and collar
+
+    given: dict[str, Tensor] = {}
+
+    def remember(*arguments: Any) -> list[Any]:
+        given["inside"] = arguments[5][0]
+        raise ParameterError("enough")
+
+    monkeypatch.setattr(fitting, "fit_photos", remember)
+    for mask, expected in ((True, visible_part(crop)), (False, crop.inside)):
+        with pytest.raises(ParameterError, match="enough"):
+            fitting.reconstruct(photo, mask=mask)
+        assert torch.equal(given["inside"], expected)
+
+
+def test_a_fooled_network_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
+    crop = crop_face(photo, find_face(photo).landmarks, 240)
+    for share, believed in ((0.3, False), (0.8, True)):
+        rows = torch.arange(240)[:, None] < crop.landmarks[:, 1].quantile(share)
+        monkeypatch.setattr(segmentation, "skin_mask", lambda *_, rows=rows: rows.float().expand(240, 240))
+        seen = visible_part(crop)
+        assert torch.equal(seen, crop.inside & rows if believed else crop.inside)
 
 
 def test_the_card_says_how_well_and_for_whom() -> None:

@@ -29,6 +29,7 @@ from facelab.methods.energy import (
 from facelab.methods.exposure import normalise_exposure
 from facelab.methods.initialisation import initial_light, initial_pose
 from facelab.methods.residuals import Estimate, VertexBases, shrink, unknowns
+from facelab.methods.segmentation import visible_part
 from facelab.model.face import Face
 from facelab.model.morphable_model import MorphableModel
 from facelab.model.records import Reconstruction
@@ -321,6 +322,7 @@ def reconstruct(
     detector: LandmarkDetector | None = None,
     face: int | None = None,
     progress: Progress | None = None,
+    mask: bool = True,
 ) -> list[Fit]:
     """From photographs of one person to fits: find the face, crop, fit.
 
@@ -329,6 +331,7 @@ def reconstruct(
         model, settings, progress: see `fit_photos`.
         detector: finds faces and landmarks; dlib by default.
         face: which face of a picture with several; the largest by default.
+        mask: leave out what covers the face, see `visible_part`.
 
     Raises:
         NoFaceError, FaceIndexError, ImageTooSmallError: see `photos.find_face`, and `photos.load_photo`.
@@ -340,6 +343,7 @@ def reconstruct(
         found = find_face(picture, detector=detector, index=face)
         crops.append(crop_face(picture, found.landmarks, size=settings.size))
     images, landmarks = [c.image for c in crops], [c.landmarks for c in crops]
-    inside, confidences = [c.inside for c in crops], [c.confidence for c in crops]
+    inside = [visible_part(c) if mask else c.inside for c in crops]
+    confidences = [c.confidence for c in crops]
     fits = fit_photos(images, landmarks, model, settings, progress, inside, confidences)
     return [replace(fit, crop=crop) for fit, crop in zip(fits, crops)]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from facelab.networks.unet import STEP, UNet
-from facelab.photos.crop import crop_face
+from facelab.photos.crop import Crop, crop_face, landmark_mask
 from facelab.photos.load import check_image
 from facelab.support.errors import ModelFileError, ParameterError
 from facelab.training import load_checkpoint
@@ -26,6 +26,7 @@ CLASSES = ("other", "skin", "features", "mouth", "neck")
 neck and ears."""
 FACE = ("skin", "features")
 SIDE, SCALE = 128, 2.0  # px of the network's pictures, and their side over that of the landmarks' box
+LEAST_VISIBLE = 0.5  # of the landmarks' hull; a segmentation that leaves less of a face was fooled
 
 
 class Segmentation:
@@ -99,6 +100,18 @@ def skin_mask(image: Tensor, landmarks: Tensor | None = None, classes: Sequence[
     if unknown:
         raise ParameterError(f"There is no class {min(unknown)!r}; choose from {', '.join(CLASSES)}.")
     return _shipped()(image, landmarks)[[CLASSES.index(name) for name in classes]].sum(0)
+
+
+def visible_part(crop: Crop) -> Tensor:
+    """(1, S, S) bool: where a crop shows the face, without hair, hands and glasses, for `fit_photos`.
+
+    By the shipped segmentation network; where that finds less than half of what the landmarks surround, it is
+    not believed, and everything on the photograph counts.
+    """
+    seen = skin_mask(crop.image, crop.landmarks, (*FACE, "mouth")).to(crop.image)[None] > 0.5
+    hull = landmark_mask(crop.landmarks, *crop.image.shape[-2:]) & crop.inside
+    fooled = (seen & hull).sum() < LEAST_VISIBLE * hull.sum()
+    return crop.inside if fooled else seen & crop.inside
 
 
 @lru_cache(maxsize=1)
