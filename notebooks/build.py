@@ -17,6 +17,7 @@ import argparse
 import base64
 import hashlib
 import io
+import re
 import time
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -31,6 +32,7 @@ NOTEBOOKS = Path(__file__).resolve().parent
 SOURCES = NOTEBOOKS / "src"
 EXERCISES = NOTEBOOKS / "exercises"
 MARKER = "# SOLUTION"
+CHECKED = re.compile(r'checks\.check\("(.+?)"')
 QUALITY = 88  # of JPEG
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
@@ -64,16 +66,33 @@ def to_exercise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode | None
     for cell in exercise.cells:  # one folder further down
         if cell.cell_type == "markdown":
             cell.source = cell.source.replace("](../", "](../../")
+    exercise.cells.append(nbformat.v4.new_code_cell("checks.progress()", id="progress"))
     return exercise if found else None
 
 
 def solve(exercise: nbformat.NotebookNode, notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The learner's copy with the solutions of `notebook` in it: what a correct hand-in looks like."""
     solved = nbformat.from_dict(exercise)
-    for cell, solution in zip(solved.cells, notebook.cells, strict=True):
+    for cell, solution in zip(
+        solved.cells, notebook.cells
+    ):  # a last cell, the progress, is the learner's only
         if "solution" in cell.metadata.get("tags", []):
             cell.source = solution.source
     return solved
+
+
+def skipping(exercise: nbformat.NotebookNode, notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The learner's copy where each blank is skipped: the check below says which exercise it is."""
+    left = nbformat.from_dict(exercise)
+    waiting: list[nbformat.NotebookNode] = []
+    for cell, original in zip(left.cells, notebook.cells):
+        if "solution" in original.metadata.get("tags", []):
+            waiting.append(cell)
+        for name in CHECKED.findall(cell.source):
+            if waiting:
+                blank = waiting.pop(0)
+                blank.source, cell.source = "", f'checks.skip("{name}")\n{cell.source}'
+    return left
 
 
 def keep_outputs(notebook: nbformat.NotebookNode, target: Path) -> None:

@@ -135,6 +135,40 @@ def test_runs_anywhere_twice_and_its_claims_are_true(name: str, tmp_path: Path) 
     hold(CLAIMS[name], json.loads((out / "numbers.json").read_text()))
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if (ROOT / "notebooks/exercises" / f"{n}.ipynb").exists()])
+def test_every_blank_can_be_skipped(name: str) -> None:
+    exercise, notebook = (
+        nbformat.read(ROOT / "notebooks" / folder / f"{name}.ipynb", as_version=4)
+        for folder in ("exercises", ".")
+    )
+    left = build.skipping(exercise, notebook)
+    blanks = [c for c in notebook.cells if "solution" in c.metadata.get("tags", [])]
+    code = [c.source for c in left.cells if c.cell_type == "code"]
+    assert sum(c.count("checks.skip(") for c in code) == len(blanks) > 0, "each blank has a check with a name"
+    assert not any("...  # your code" in c for c in code) and code[-1] == "checks.progress()"
+
+
+@pytest.mark.notebook
+def test_an_unsolved_notebook_runs_through_with_skips(tmp_path: Path) -> None:
+    (name,) = [name for name in NAMES if name.startswith("21")]  # takes least time
+    exercise, notebook = (
+        nbformat.read(ROOT / "notebooks" / folder / f"{name}.ipynb", as_version=4)
+        for folder in ("exercises", ".")
+    )
+    nbformat.write(build.skipping(exercise, notebook), tmp_path / "skipped.ipynb")
+    papermill.execute_notebook(
+        tmp_path / "skipped.ipynb",
+        tmp_path / "out.ipynb",
+        parameters={"PRESET": "tiny", "OUT_DIR": str(tmp_path / "out")},
+        cwd=str(tmp_path),
+        progress_bar=False,
+        execution_timeout=300,
+    )
+    last = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs[0].text
+    blanks = sum("solution" in c.metadata.get("tags", []) for c in notebook.cells)
+    assert last.count("skipped") == blanks
+
+
 @pytest.mark.notebook
 @pytest.mark.parametrize(
     ("kind", "status", "message"),

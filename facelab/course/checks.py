@@ -1,11 +1,16 @@
 """Instant checks for the exercises: compare a learner's function with a reference and say what is wrong.
 
     check("SH basis", my_function)
+    hint("SH basis")                    # the idea; again: how to write it; again: the solution
+    skip("SH basis")                    # go on with the course's own solution
+    progress()                          # what is solved, tried, skipped
 
 prints one line if all is well and raises CheckFailedError otherwise. A notebook registers its exercises where
 it asks for them: what to write, the right answer in another form, random inputs, and the usual mistakes.
 """
 
+import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facelab.course.notebook import repository
 from facelab.support.errors import CheckFailedError, FacelabError
 
 
@@ -24,7 +30,7 @@ class Exercise:
     task: str
     """the signature and what to return, with shapes and units"""
     reference: Callable[..., Any]
-    """the right answer: a tensor or a tuple of tensors"""
+    """the right answer: a tensor, a tuple of tensors or a dictionary of them"""
     inputs: Callable[[torch.Generator], tuple[Any, ...]]
     """random arguments"""
     difficulty: int
@@ -35,12 +41,28 @@ class Exercise:
     canonical: Callable[[Tensor, int], Tensor] = lambda result, position: result
     """brings answers that are equally right, such as the sign of a basis vector, to one form"""
     hint: str = ""
+    """how to write it"""
+    idea: str = ""
+    """what to think of, if the hint would give the answer away"""
     tolerance: float = 1e-4
     """of the error over the largest expected value"""
     rounds: int = 3
+    edges: tuple[tuple[Any, ...], ...] = ()
+    """arguments that are tried after the random ones: the cases at the edge"""
+
+
+@dataclass
+class Attempt:
+    """What a learner has done about one exercise."""
+
+    tries: int = 0
+    solved: bool = False
+    skipped: bool = False
+    hints: int = 0
 
 
 EXERCISES: dict[str, Exercise] = {}
+ATTEMPTS: dict[str, Attempt] = {}
 
 
 def register(exercise: Exercise) -> Exercise:
@@ -62,8 +84,9 @@ def exercises() -> dict[str, Exercise]:
 def describe(name: str) -> str:
     """The task of an exercise in two lines. Raises FacelabError for an unknown name."""
     exercise = _find(name)
-    stars = "★" * exercise.difficulty + "☆" * (5 - exercise.difficulty)
-    return f"Exercise {name}   difficulty {stars}, about {exercise.minutes} minutes\n{exercise.task}"
+    return (
+        f"Exercise {name}   difficulty {_stars(exercise)}, about {exercise.minutes} minutes\n{exercise.task}"
+    )
 
 
 def check(name: str, function: Callable[..., Any], seed: int = 0) -> None:
@@ -72,9 +95,10 @@ def check(name: str, function: Callable[..., Any], seed: int = 0) -> None:
     Prints a line on success. Raises CheckFailedError, which says what is wrong and gives a hint, or
     FacelabError for an unknown exercise. An exception inside `function` is raised as it is.
     """
-    exercise = _find(name)
+    exercise, attempt = _find(name), ATTEMPTS.setdefault(name, Attempt())
+    attempt.tries += 1
     generator = torch.Generator().manual_seed(seed)
-    inputs = [exercise.inputs(generator) for _ in range(exercise.rounds)]
+    inputs = [exercise.inputs(generator) for _ in range(exercise.rounds)] + list(exercise.edges)
     answers, complaint, changed = [], None, False
     for arguments in inputs:
         copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in arguments)
@@ -88,9 +112,65 @@ def check(name: str, function: Callable[..., Any], seed: int = 0) -> None:
     elif changed:
         text = "The arguments were changed in place; work on a copy."
     else:
-        print(f"✓ {name}: right on {exercise.rounds} random inputs.")
+        attempt.solved = True
+        edges = f" and {len(exercise.edges)} at the edge" if exercise.edges else ""
+        print(f"✓ {name}: right on {exercise.rounds} random inputs{edges}.")
         return
-    raise CheckFailedError(f"✗ {name}: {text}" + (f"\nHint: {exercise.hint}" if exercise.hint else ""))
+    first = exercise.idea or exercise.hint
+    raise CheckFailedError(f"✗ {name}: {text}" + (f"\nHint: {first}" if first else ""))
+
+
+def hint(name: str) -> None:
+    """Print the next of the exercise's hints: the idea, how to write it, the course's solution.
+
+    Raises FacelabError for an unknown exercise or where the solution is not to be found.
+    """
+    exercise, attempt = _find(name), ATTEMPTS.setdefault(name, Attempt())
+    steps = [text for text in (exercise.idea, exercise.hint) if text]
+    print(steps[attempt.hints] if attempt.hints < len(steps) else solution(name))
+    attempt.hints = min(attempt.hints + 1, len(steps))
+
+
+def skip(name: str) -> None:
+    """Define the course's own solution of exercise `name` in the notebook that calls, and note it.
+
+    Raises FacelabError for an unknown exercise, ParameterError outside of a clone of the repository.
+    """
+    frame = inspect.currentframe()
+    assert frame is not None and frame.f_back is not None
+    exec(solution(name), frame.f_back.f_globals)
+    ATTEMPTS.setdefault(name, Attempt()).skipped = True
+    print(f"→ {name}: skipped; the course's solution goes on.")
+
+
+def solution(name: str) -> str:
+    """The source of the course's solution, from the committed notebooks. Errors: see `skip`."""
+    for path in sorted(repository("notebooks").glob("[0-9][0-9]_*.ipynb")):
+        blank = ""
+        for cell in json.loads(path.read_text(encoding="utf8"))["cells"]:
+            source = "".join(cell["source"])
+            if "solution" in cell["metadata"].get("tags", []):
+                blank = source
+            elif f'checks.check("{name}"' in source and blank:
+                return blank
+    raise FacelabError(f"There is no exercise {name!r} with a solution in notebooks/.")
+
+
+def progress() -> None:
+    """Print a line for each exercise of this notebook: difficulty, minutes, what became of it."""
+    width = max(map(len, EXERCISES), default=0)
+    for name, exercise in EXERCISES.items():
+        attempt = ATTEMPTS.get(name, Attempt())
+        tries = f"{attempt.tries} {'try' if attempt.tries == 1 else 'tries'}"
+        state = "skipped" if attempt.skipped else f"solved, {tries}" if attempt.solved else "open"
+        state = f"open, {tries}" if state == "open" and attempt.tries else state
+        print(f"{name:{width}}  {_stars(exercise)} {exercise.minutes:3d} min  {state}")
+    done = sum(ATTEMPTS.get(name, Attempt()).solved for name in EXERCISES)
+    print(f"{done} of {len(EXERCISES)} solved")
+
+
+def _stars(exercise: Exercise) -> str:
+    return "★" * exercise.difficulty + "☆" * (5 - exercise.difficulty)
 
 
 def _find(name: str) -> Exercise:
@@ -102,8 +182,11 @@ def _find(name: str) -> Exercise:
 def _complaint(exercise: Exercise, result: Any, reference: Any) -> tuple[int, str] | None:
     """Which part of `result` is wrong, and how; None if all is well."""
     if result is None:
-        return 0, "The function returns nothing; did you forget `return`?"
-    several = isinstance(reference, tuple)
+        text = "The function returns nothing; did you forget `return`?"
+        return 0, f'{text} To go on without it: checks.skip("{exercise.name}")'
+    if isinstance(reference, dict) and (not isinstance(result, dict) or set(result) != set(reference)):
+        return 0, f"Return a dictionary with {', '.join(sorted(reference))}."
+    several = isinstance(reference, tuple | dict)
     results, expected = _parts(result, several), _parts(reference, several)
     if len(results) != len(expected):
         return 0, f"Return {len(expected)} tensors, not {len(results)}."
@@ -113,7 +196,8 @@ def _complaint(exercise: Exercise, result: Any, reference: Any) -> tuple[int, st
         except (TypeError, ValueError, RuntimeError):
             text = f"Return a tensor, not {type(got).__name__}."
         if text:
-            return i, f"Result {i}: {text}" if several else text
+            name = sorted(reference)[i] if isinstance(reference, dict) else i
+            return i, f"Result {name}: {text}" if several else text
     return None
 
 
@@ -167,7 +251,7 @@ def _known_mistake(exercise: Exercise, position: int, answers: list[Any], inputs
 
 
 def _alike(exercise: Exercise, position: int, answer: Any, wrong: Any) -> bool:
-    several = isinstance(wrong, tuple)
+    several = isinstance(wrong, tuple | dict)
     parts, wrong_parts = _parts(answer, several), _parts(wrong, several)
     if len(parts) != len(wrong_parts):
         return False
@@ -182,4 +266,6 @@ def _alike(exercise: Exercise, position: int, answer: Any, wrong: Any) -> bool:
 
 
 def _parts(result: Any, several: bool) -> tuple[Any, ...]:
+    if isinstance(result, dict):
+        return tuple(result[name] for name in sorted(result))
     return tuple(result) if isinstance(result, tuple) or (several and isinstance(result, list)) else (result,)

@@ -78,3 +78,7 @@ class MissingPackageError(FacelabError, ImportError):
 
 class CheckFailedError(FacelabError, AssertionError):
     """A learner's function does not do what the exercise asks."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What Jupyter shows instead of a traceback: the sentence, in red."""
+        return [f"\x1b[31m{self}\x1b[0m"]

@@ -15,6 +15,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -188,12 +189,17 @@ def two_shapes(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return source, turned + 0.1 * torch.randn(4, 30, 3, generator=generator)
 
 
-def with_reflections(x: Tensor, y: Tensor) -> Tensor:
-    """What you get if reflections are allowed."""
+def with_reflections(x: Tensor, y: Tensor, over: str = "source", turned_back: bool = False) -> Tensor:
+    """What you get if reflections are allowed, the size is that over the target, or the rotation is R.T."""
     a, b = x - x.mean(-2, keepdim=True), y - y.mean(-2, keepdim=True)
     u, sigma, vt = torch.linalg.svd(a.mT @ b)
-    size = sigma.sum(-1) / a.square().sum((-2, -1))
-    return size[..., None, None] * (a @ u @ vt) + y.mean(-2, keepdim=True)
+    if over == "target" or turned_back:
+        sign = torch.linalg.det(u @ vt).sign()
+        sigma, u = sigma * torch.stack([sign**0, sign**0, sign], -1), u.clone()
+        u[..., 2] = u[..., 2] * sign[..., None]
+    size = sigma.sum(-1) / (a if over == "source" else b).square().sum((-2, -1))
+    turn = (u @ vt).mT if turned_back else u @ vt
+    return size[..., None, None] * (a @ turn) + y.mean(-2, keepdim=True)
 
 
 checks.register(
@@ -207,8 +213,18 @@ checks.register(
         mistakes={
             "The size is not fitted.": rigid_align,
             "A mirror image is no rotation: see the matrix D.": with_reflections,
+            "The rotation is the wrong way round: R x is `x @ R.mT` where points are rows.": (
+                lambda x, y: with_reflections(x, y, turned_back=True)
+            ),
+            "The size is divided by |x|², the source's: that is what is stretched.": (
+                lambda x, y: with_reflections(x, y, over="target")
+            ),
+            "Move it to the target's centroid at the end.": (
+                lambda x, y: rigid_align(x, y, scale=True) - y.mean(-2, keepdim=True)
+            ),
         },
-        hint="torch.linalg.svd returns U, the singular values and V transposed.",
+        idea="Centre both; one decomposition of a 3×3 matrix has the rotation and the size.",
+        hint="u, s, vt = svd(x.mT @ y); turn round the last column where det(u @ vt) is -1; R = V D U.mT.",
     )
 )
 checks.check("lay one shape onto another", procrustes)
@@ -325,6 +341,7 @@ checks.register(
             ),
         },
         canonical=largest_entry_positive,
+        idea="The directions of largest variance are those of the centred matrix, people in rows.",
         hint="torch.linalg.svd of the centred population: Vh holds the basis, sigma = S / sqrt(n - 1).",
     )
 )
@@ -587,15 +604,36 @@ image_grid(
 
 
 # %% tags=["solution"]
-def in_the_mirror(identity: Tensor) -> Tensor:
-    """The identity coefficients (..., Ki) of the mirror image, for facelab's own model."""
+def in_the_mirror(identity: Tensor, parity: Tensor) -> Tensor:
+    """The identity coefficients (..., Ki) of the mirror image; parity (Ki,) is +1 or -1."""
     # SOLUTION
     return parity * identity
 
 
 # %%
+checks.register(
+    checks.Exercise(
+        name="coefficients in the mirror",
+        task="f(identity (N, K), parity (K,) of ±1) -> (N, K): the coefficients of the mirrored faces.",
+        reference=lambda a, p: torch.where(p > 0, a, -a),
+        inputs=lambda g: (checks.uniform(g, 4, 9), checks.uniform(g, 9).sign()),
+        difficulty=1,
+        minutes=5,
+        mistakes={
+            "A mirror leaves the symmetric modes alone: only the antisymmetric ones change sign.": (
+                lambda a, p: -p * a
+            ),
+            "Not every mode changes sign: a symmetric one looks the same in a mirror.": lambda a, p: -a,
+            "The antisymmetric part is still there, with the other sign.": lambda a, p: (p + 1) / 2 * a,
+            "The symmetric part is still there, unchanged.": lambda a, p: (p - 1) / 2 * a,
+        },
+        idea="A symmetric mode is its own mirror image; an antisymmetric one is the negative of it.",
+        hint="One multiplication.",
+    )
+)
+checks.check("coefficients in the mirror", in_the_mirror)
 someone = shipped.people_identity[:50]
-seen, wanted = shipped.vertices(in_the_mirror(someone)), mirrored(shipped.vertices(someone))
+seen, wanted = shipped.vertices(in_the_mirror(someone, parity)), mirrored(shipped.vertices(someone))
 gap = (seen - wanted).abs().max().item()
 assert gap < 1e-9, f"off by up to {gap:.2f} mm: which modes change when left and right are swapped?"
 print(f"✓ the mirror images differ by at most {gap} mm")
@@ -697,6 +735,53 @@ def complete(model: MorphableModel, landmarks: Tensor, tau: float) -> Tensor:
 
 
 # %%
+def stacked_least_squares(model: MorphableModel, y: Tensor, tau: float, weight: float = 1.0) -> Tensor:
+    """One equation a landmark's coordinate, over tau, and one a coefficient for the prior: |A α - b|²."""
+    rows = model.landmarks(model.identity_basis).flatten(1).T / tau
+    rows = torch.cat([rows, weight * torch.eye(rows.shape[1]).to(rows)])
+    right = (y - model.landmarks(model.mean)).flatten(1) / tau
+    right = torch.cat([right, right.new_zeros(len(right), rows.shape[1])], 1)
+    return torch.linalg.lstsq(rows, right.T).solution.T
+
+
+def little_model(generator: torch.Generator) -> tuple[SimpleNamespace, Tensor, float]:
+    """A model that is its 68 landmarks, three sets of them, and their noise in mm."""
+    mean, basis = checks.uniform(generator, 68, 3, low=-60, high=60), 3 * checks.uniform(generator, 7, 68, 3)
+    marks = mean + 4 * checks.uniform(generator, 3, 68, 3)
+    return SimpleNamespace(mean=mean, identity_basis=basis, landmarks=lambda x: x), marks, 3.0
+
+
+checks.register(
+    checks.Exercise(
+        name="a face from 68 points",
+        task="f(model, landmarks (N, 68, 3), tau) -> (N, K): the most probable identity coefficients.",
+        reference=stacked_least_squares,
+        inputs=little_model,
+        difficulty=4,
+        minutes=20,
+        mistakes={
+            "The prior is missing: add tau² to the diagonal.": (
+                lambda m, y, tau: stacked_least_squares(m, y, tau, weight=0.0)
+            ),
+            "tau is squared: the diagonal is a variance.": (
+                lambda m, y, tau: stacked_least_squares(m, y, tau**0.5)
+            ),
+            "Noise makes the prior count more, not less: tau² multiplies the identity.": (
+                lambda m, y, tau: stacked_least_squares(m, y, 1 / tau)
+            ),
+            "Subtract the mean face's landmarks first.": (
+                lambda m, y, tau: stacked_least_squares(m, y + m.landmarks(m.mean), tau)
+            ),
+            "The answer is for a noise of 1 mm whatever tau is.": (
+                lambda m, y, tau: stacked_least_squares(m, y, 1.0)
+            ),
+        },
+        idea="Landmarks are linear in α, so both terms are quadratic: set the derivative to zero.",
+        hint="Solve (L.T L + tau² I) α = L.T (y - mean): L is the basis' landmarks, flattened.",
+    )
+)
+checks.check("a face from 68 points", complete)
+
 points = mine.landmarks(test_truth)
 points = points + normal(torch.Generator(DEVICE).manual_seed(SEED + 4), *points.shape)  # 1 mm
 errors = {"mean face": rmse(mine.mean, test_truth)}

@@ -150,6 +150,18 @@ def points_and_triangle(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return checks.uniform(generator, 30, 2, low=0, high=100), triangle
 
 
+def both_ways_round() -> tuple[tuple[Tensor, Tensor], ...]:
+    """A triangle that faces us and the same from behind, with points on a corner, an edge and outside."""
+    triangle = torch.tensor([[10.0, 80], [20, 15], [90, 40]], dtype=torch.float64)
+    p = torch.stack([triangle[0], (triangle[1] + triangle[2]) / 2, triangle.mean(0), torch.zeros(2).double()])
+    return (p, triangle), (p, triangle.flip(0))
+
+
+def twice_area(triangle: Tensor) -> Tensor:
+    """Signed, of one triangle (3, 2)."""
+    return edge_function(*triangle)
+
+
 checks.register(
     checks.Exercise(
         name="barycentric coordinates",
@@ -168,8 +180,19 @@ checks.register(
             "Do not clip: outside the triangle a weight is negative.": (
                 lambda p, t: weights_by_solving(p, t).clamp(min=0)
             ),
+            "Divide by the whole area: the weights sum to 1.": (
+                lambda p, t: weights_by_solving(p, t) * twice_area(t)
+            ),
+            "Divide by the signed area: seen from behind, areas and whole are both negative.": (
+                lambda p, t: weights_by_solving(p, t) * twice_area(t).sign()
+            ),
+            "An area has a sign; without it, points outside look as if they were inside.": (
+                lambda p, t: weights_by_solving(p, t).abs()
+            ),
         },
+        idea="A weight is the share of the area that the point and the opposite edge cut off.",
         hint="w_0 is the signed area of (point, corner 1, corner 2) over that of the triangle.",
+        edges=both_ways_round(),
     )
 )
 checks.check("barycentric coordinates", barycentric)
@@ -284,6 +307,44 @@ def one_before_the_other(generator: torch.Generator) -> tuple[Tensor, Tensor, in
     return moved, torch.tensor([[0, 1, 2], [3, 4, 5]]), 40, 44
 
 
+def by_rules(
+    screen: Tensor, triangles: Tensor, height: int, width: int, strict: bool = False, last: bool = False,
+    behind: bool = False, back: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Every triangle at every pixel; each flag breaks one rule."""
+    p = pixel_centres(height, width)
+    face_index, nearest = torch.full((height, width), -1), torch.full((height, width), torch.inf).to(screen)
+    for t, corners in enumerate(screen[triangles]):
+        area, z = twice_area(corners[:, :2]), corners[:, 2]
+        if area == 0 or (area > 0 and not back) or (z.min() <= 0 and not behind):
+            continue
+        e = torch.stack([edge_function(p, corners[k - 2, :2], corners[k - 1, :2]) for k in range(3)], -1)
+        e = e * -area.sign()
+        depth = e.sum(-1) / (e / z).sum(-1)
+        hit = (e < 0).all(-1) if strict else (e <= 0).all(-1)
+        hit = hit & (depth <= nearest if last else depth < nearest)
+        nearest, face_index = torch.where(hit, depth, nearest), torch.where(hit, t, face_index)
+    return face_index, nearest
+
+
+def at_the_edge() -> tuple[tuple[Tensor, Tensor, int, int], ...]:
+    """Pixel centres on edges, equal depths, a corner behind the camera, a triangle from behind."""
+    xy = torch.tensor([[1.5, 8.5], [8.5, 8.5], [8.5, 1.5], [1.5, 1.5]])
+    square = torch.cat([xy, torch.full((4, 1), 500.0)], -1).double()
+    halves = torch.tensor([[0, 1, 2], [0, 2, 3]])
+    near = square.clone()
+    near[:, 2] = 400
+    pierced = near.clone()
+    pierced[2, 2] = -1
+    both = torch.cat([square, near])
+    return (
+        (square, halves, 10, 11),
+        (square, torch.cat([halves, halves]), 10, 11),
+        (torch.cat([square, pierced]), torch.tensor([[0, 1, 2], [4, 5, 6]]), 10, 11),
+        (both, torch.tensor([[0, 1, 2], [6, 5, 4]]), 10, 11),
+    )
+
+
 def with_depth(change: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
     """The z-buffer of a mesh whose depths decide differently."""
     return lambda s, *rest: drawn_by_facelab(torch.cat([s[:, :2], change(s[:, 2:])], -1), *rest)
@@ -314,9 +375,21 @@ checks.register(
             "The background is -1.": (
                 lambda *a: (drawn_by_facelab(*a)[0].clamp(min=0), drawn_by_facelab(*a)[1])
             ),
+            "An edge belongs to its triangle: a pixel centre on it counts (<=, not <).": (
+                lambda *a: by_rules(*a, strict=True)
+            ),
+            "At equal depth the lower number wins: overwrite only what is nearer.": (
+                lambda *a: by_rules(*a, last=True)
+            ),
+            "Leave out a triangle with a corner at or behind the camera.": lambda *a: by_rules(
+                *a, behind=True
+            ),
+            "A triangle that turns its back is not drawn.": lambda *a: by_rules(*a, back=True),
         },
-        hint="A pixel is inside where all barycentric weights are >= 0; the reciprocal of depth is linear.",
+        idea="Go through the triangles; one takes the pixels that it covers and where it is nearer.",
+        hint="A pixel is inside where all edge functions are <= 0; the reciprocal of depth is linear.",
         rounds=4,
+        edges=at_the_edge(),
     )
 )
 checks.check("z-buffer of two triangles", zbuffer)
@@ -570,9 +643,9 @@ def screen_gradient(pixel: Tensor, corners: Tensor, values: Tensor) -> Tensor:
 
 
 # %% [markdown]
-# The check is a finite difference: shift each coordinate by ±h, in float64, and compare. And because a
-# hand-derived gradient should never be trusted with one test, it becomes an `autograd.Function` and meets
-# `torch.autograd.gradcheck`.
+# The first check compares with automatic differentiation and knows the usual slips. The second is a finite
+# difference: shift each coordinate by ±h, in float64. And because a hand-derived gradient should never be
+# trusted with two tests, it becomes an `autograd.Function` and meets `torch.autograd.gradcheck`.
 
 
 # %%
@@ -580,6 +653,53 @@ def value_at(pixel: Tensor, corners: Tensor, values: Tensor) -> Tensor:
     """Perspective-correct value (N,) at pixels (N, 2), from corners (N, 3, 3) and values (N, 3)."""
     q = barycentric(pixel, corners[..., :2]) / corners[..., 2]
     return (q * values).sum(-1) / q.sum(-1)
+
+
+def by_autograd(pixel: Tensor, corners: Tensor, values: Tensor) -> Tensor:
+    """The same value and its gradient, with the weights from three equations."""
+    corners = corners.clone().requires_grad_()
+    weights = torch.cat([weights_by_solving(one[None], c[:, :2]) for one, c in zip(pixel, corners)])
+    q = weights / corners[..., 2]
+    return torch.autograd.grad(((q * values).sum(-1) / q.sum(-1)).sum(), corners)[0].detach()
+
+
+def three_corners(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Six pixels, each with a triangle around (40, 40) and a value at each corner."""
+    middle = torch.tensor([[5.0, 70, 30], [75, 60, 50], [30, 5, 90]], dtype=torch.float64)
+    corners = middle + checks.uniform(generator, 6, 3, 3, low=-4, high=4)
+    return 40 + checks.uniform(generator, 6, 2), corners, checks.uniform(generator, 6, 3)
+
+
+checks.register(
+    checks.Exercise(
+        name="gradient of an interpolated value",
+        task="f(pixel (N, 2), corners (N, 3, 3), values (N, 3)) -> (N, 3, 3): d value / d corners.",
+        reference=by_autograd,
+        inputs=three_corners,
+        difficulty=4,
+        minutes=15,
+        mistakes={
+            "The signs of x and y are swapped: check which of k+1 and k+2 stands first.": (
+                lambda p, c, v: by_autograd(p, c, v) * c.new_tensor([-1, -1, 1])
+            ),
+            "The gradient in depth has the other sign: q = e / z falls as z grows.": (
+                lambda p, c, v: by_autograd(p, c, v) * c.new_tensor([1, 1, -1])
+            ),
+            "The gradient in depth is missing.": lambda p, c, v: (
+                by_autograd(p, c, v) * c.new_tensor([1, 1, 0])
+            ),
+            "x and y are exchanged.": lambda p, c, v: by_autograd(p, c, v)[..., [1, 0, 2]],
+            "The corners are out of order by one.": lambda p, c, v: by_autograd(p, c, v).roll(1, 1),
+            "The corners are out of order; count the other way.": (
+                lambda p, c, v: by_autograd(p, c, v).roll(-1, 1)
+            ),
+        },
+        idea="Go backwards through section 3, one formula a line; mind the order of the corners.",
+        hint="after, before = [1, 2, 0], [2, 0, 1]; w = (A - v) / (S z); d/dx = w[before] dy[after] - ...",
+        tolerance=1e-6,
+    )
+)
+checks.check("gradient of an interpolated value", screen_gradient)
 
 
 class ByHand(torch.autograd.Function):

@@ -254,7 +254,8 @@ checks.register(
                 lambda x, r, t, f, c: seen_by_camera(x, r, t, f, 0 * c)
             ),
         },
-        hint="docs/conventions.md has the axes; similar triangles give x = c_x + f X / depth.",
+        idea="First into camera space, then similar triangles; docs/conventions.md has the axes.",
+        hint="x_camera = R x + t; depth = -Z; x = c_x + f X / depth, y = c_y - f Y / depth.",
     )
 )
 checks.check("project points with a perspective camera", project)
@@ -405,7 +406,17 @@ checks.register(
         mistakes={
             "The constants are missing.": lambda n: sh_basis(n) / n.new_tensor(SH_NORMS),
             "The first order is y, z, x, not x, y, z.": lambda n: sh_basis(n)[:, [0, 3, 1, 2, 4, 5, 6, 7, 8]],
+            "The seventh is 3z² - 1, not z² - 1.": lambda n: torch.cat(
+                [sh_basis(n)[:, :6], SH_NORMS[6] * (n[:, 2:] ** 2 - 1), sh_basis(n)[:, 7:]], -1
+            ),
+            "x² - y² has a constant of its own, half that of xy.": (
+                lambda n: sh_basis(n) * n.new_tensor([1, 1, 1, 1, 1, 1, 1, 1, 2])
+            ),
+            "Those have no 1/π: every constant is too large by sqrt(π).": (
+                lambda n: sh_basis(n) * math.sqrt(math.pi)
+            ),
         },
+        idea="Nine columns, each a constant times a product of coordinates; the first is constant.",
         hint="The constants are sqrt(1/4π), sqrt(3/4π), sqrt(15/4π), sqrt(5/16π) and sqrt(15/16π).",
     )
 )
@@ -697,6 +708,27 @@ def compensating_light(coefficients: Tensor, ratio: Tensor) -> Tensor:
 
 
 # %%
+checks.register(
+    checks.Exercise(
+        name="light that makes up for a skin",
+        task="f(coefficients (9, 3), ratio (3,)) -> (9, 3): the light under which ratio * a looks as a did.",
+        reference=lambda c, r: torch.stack([c[:, k] / r[k] for k in range(3)], -1),
+        inputs=lambda g: (checks.uniform(g, 9, 3), checks.uniform(g, 3, low=0.3, high=0.9)),
+        difficulty=1,
+        minutes=5,
+        mistakes={
+            "A darker skin needs brighter light: divide, do not multiply.": lambda c, r: c * r,
+            "Each channel has its own ratio.": lambda c, r: c / r.mean(),
+            "All nine coefficients change: else the light changes its direction, too.": (
+                lambda c, r: torch.cat([c[:1] / r, c[1:]])
+            ),
+            "Albedo and light are linear here: no gamma.": lambda c, r: c / r ** (1 / 2.2),
+        },
+        idea="The picture is a product; it has to stay the same.",
+        hint="(ratio a) E' = a E, channel by channel, and E is linear in the coefficients.",
+    )
+)
+checks.check("light that makes up for a skin", compensating_light)
 light = soft_light()
 ratio = rgb(0.42, 0.36, 0.33)
 other_albedo, other_light = ratio * albedo, compensating_light(light, ratio)

@@ -265,8 +265,15 @@ checks.register(
             "The step goes uphill: δ = -(JᵀJ)⁻¹ Jᵀ r.": lambda r, j: -least_squares_step(r, j),
             "That is -Jᵀr, steepest descent; solve (JᵀJ) δ = -Jᵀr.": lambda r, j: -j.T @ r,
             "That is the gradient Jᵀr; solve (JᵀJ) δ = -Jᵀr.": lambda r, j: j.T @ r,
+            "The step is twice too long: the 2 of the derivative is on both sides.": (
+                lambda r, j: 2 * least_squares_step(r, j)
+            ),
+            "JᵀJ is damped; this is the plain step.": (
+                lambda r, j: -torch.linalg.solve(j.T @ j + torch.eye(j.shape[1]).to(j), j.T @ r)
+            ),
         },
-        hint="Set the derivative of |r + J δ|² to zero, and use torch.linalg.solve.",
+        idea="Set the derivative of |r + J δ|² with respect to δ to zero.",
+        hint="(JᵀJ) δ = -Jᵀr, and torch.linalg.solve.",
     )
 )
 checks.check("Gauss-Newton step", gauss_newton_step)
@@ -506,11 +513,27 @@ checks.register(
         inputs=lambda g: tuple(torch.randn(2, 20, 3, generator=g, dtype=torch.float64)),
         difficulty=2,
         minutes=10,
-        mistakes={"Project out the part along m: it changes the length only.": lambda m, dm: (
-            dm / m.norm(dim=-1, keepdim=True))},
-        hint="d(m/|m|) = dm/|m| - m (m·dm)/|m|³.",
+        mistakes={
+            "Project out the part along m: it changes the length only.": (
+                lambda m, dm: dm / m.norm(dim=-1, keepdim=True)
+            ),
+            "The longer m is, the less a small change turns it: divide by |m|.": (
+                lambda m, dm: forward_difference(m, dm) * m.norm(dim=-1, keepdim=True)
+            ),
+            "Project with the unit vector: n (n·dm), not m (m·dm).": (
+                lambda m, dm: (dm - m * (m * dm).sum(-1, keepdim=True)) / m.norm(dim=-1, keepdim=True)
+            ),
+            "Subtract the part along m, do not add it.": (
+                lambda m, dm: 2 * dm / m.norm(dim=-1, keepdim=True) - forward_difference(m, dm)
+            ),
+            "That is the new unit vector; asked for is its first-order change.": lambda m, dm: normalise(
+                m + dm
+            ),
+        },
+        idea="Only what is perpendicular to m turns it, and the longer m is, the less.",
+        hint="n = m/|m|; take n (n·dm) away from dm and divide by |m|.",
     )
-)  # fmt: skip
+)
 checks.check("change of a unit vector", unit_vector_change)
 
 
@@ -664,9 +687,20 @@ checks.register(
         mistakes={
             "That is rho(r) / r²; the *slope* has to be the same, not the value.": lambda r, tau: (
                 weight_by_autograd(r, tau).sqrt()
-            )
+            ),
+            "tau is squared: it is a length, like r.": lambda r, tau: weight_by_autograd(r, tau**0.5),
+            "r is squared, too: the length, over tau, squared.": lambda r, tau: (
+                1 / (1 + r.norm(dim=-1) / tau**2) ** 2
+            ),
+            "That is rho'(r) / r; the gradient of w r² has a 2 as well.": lambda r, tau: (
+                2 * weight_by_autograd(r, tau)
+            ),
+            "That is rho'(r), the pull; divide by 2 r.": lambda r, tau: (
+                2 * r.norm(dim=-1) * weight_by_autograd(r, tau)
+            ),
         },
-        hint="The quotient rule: rho'(r) = 2 r / (1 + r²/tau²)².",
+        idea="Differentiate both sides of w r² = rho(r), with w held fixed; the quotient rule.",
+        hint="rho'(r) = 2 r / (1 + r²/tau²)², and 2 w r is the same.",
     )
 )
 checks.check("weight of a robust penalty", robust_weight)

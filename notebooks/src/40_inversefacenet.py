@@ -386,6 +386,7 @@ checks.register(
             "Sum over the parameters, do not average.": lambda p, t, s: loss_by_matrix(p, t, s) / len(s),
             "That is its root; the loss is squared.": lambda p, t, s: loss_by_matrix(p, t, s).sqrt(),
         },
+        idea="A matrix that is diagonal need not be built.",
         hint="Weight the difference first, then square and sum.",
     )
 )
@@ -488,24 +489,81 @@ for key, name in (("mean", "the average face"), ("plain", "plain ℓ2"), ("model
 # corpus was, and each round the network gets better at them. The noise on the three channels of the light
 # is independent: coloured light comes into the corpus here.
 #
-# **Exercise 2** (★★, 10 minutes). Write step 2, without the clamping to sensible ranges.
+# **Exercise 2** (★★, 10 minutes). Write step 2, without the clamping to sensible ranges. So that the answer
+# can be checked, the noise is given: `noise["rotation"]` is $U(-1, 1)$, the other parts are $N(0, 1)$.
 
 
 # %% tags=["solution"]
-def perturb(parts: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+def perturb(parts: dict[str, Tensor], noise: dict[str, Tensor]) -> dict[str, Tensor]:
     """{"rotation" (B, 3) rad, "shape", "expression", "reflectance", "light"} -> the same, perturbed."""
     # SOLUTION
-    spread = {"shape": 0.05, "expression": 0.1, "reflectance": 0.2, "light": 0.02}
-    angles = math.radians(5) * (2 * torch.rand(parts["rotation"].shape, generator=generator) - 1)
-    bred = {"rotation": parts["rotation"] + angles}
-    for name, s in spread.items():
-        bred[name] = parts[name] + s * torch.randn(parts[name].shape, generator=generator)
-    return bred
+    spread = {
+        "rotation": math.radians(5),
+        "shape": 0.05,
+        "expression": 0.1,
+        "reflectance": 0.2,
+        "light": 0.02,
+    }
+    return {name: parts[name] + s * noise[name] for name, s in spread.items()}
 
 
 # %%
+def unit_noise(parts: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """U(-1, 1) for the angles and N(0, 1) for the other parts, in their shapes."""
+    angles = 2 * torch.rand(parts["rotation"].shape, generator=generator) - 1
+    others = {k: torch.randn(v.shape, generator=generator) for k, v in parts.items() if k != "rotation"}
+    return {"rotation": angles} | others
+
+
+def printed_noise(
+    parts: dict[str, Tensor], noise: dict[str, Tensor], change: Callable[[float, str], float] = lambda s, k: s
+) -> dict[str, Tensor]:
+    """The library's table of noise, or another one."""
+    unit = {k: change(math.radians(v) if k == "rotation" else v, k) for k, v in NOISE.items()}
+    return {k: parts[k] + unit[k] * noise[k] for k in parts}
+
+
+def some_parts(generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    sizes = {"rotation": 3, "shape": 5, "expression": 4, "reflectance": 5, "light": 27}
+    parts = {k: torch.randn(6, n, generator=generator) for k, n in sizes.items()}
+    return parts, unit_noise(parts, generator)
+
+
+checks.register(
+    checks.Exercise(
+        name="noise of breeding",
+        task="f(parts, noise) -> parts, all dictionaries of (B, n): the printed noise added.",
+        reference=printed_noise,
+        inputs=some_parts,
+        difficulty=2,
+        minutes=10,
+        mistakes={
+            "Angles are in radians: 5° are 0.087.": lambda p, n: printed_noise(
+                p, n, lambda s, k: math.degrees(s) if k == "rotation" else s
+            ),
+            "The angles go 5° to either side, 10° in all.": lambda p, n: printed_noise(
+                p, n, lambda s, k: s / 2 if k == "rotation" else s
+            ),
+            "N(0, 0.05) has the standard deviation 0.05: no root.": lambda p, n: printed_noise(
+                p, n, lambda s, k: s if k == "rotation" else s**0.5
+            ),
+            "Each part has a noise of its own.": lambda p, n: printed_noise(
+                p, n, lambda s, k: s if k == "rotation" else NOISE["shape"]
+            ),
+            "Add the noise; where a parameter is 0, a factor does nothing.": lambda p, n: {
+                k: p[k] * (1 + v - p[k]) for k, v in printed_noise(p, n).items()
+            },
+            "That is the noise alone; add it to the estimate.": lambda p, n: {
+                k: v - p[k] for k, v in printed_noise(p, n).items()
+            },
+        },
+        idea="A table of five numbers and one line.",
+        hint="parts[name] + spread[name] * noise[name]; the spread of the angles is math.radians(5).",
+    )
+)
+checks.check("noise of breeding", perturb)
 still = layout.split(layout.zeros(4000))
-for name, moved in perturb(still, torch.Generator().manual_seed(SEED)).items():
+for name, moved in perturb(still, unit_noise(still, torch.Generator().manual_seed(SEED))).items():
     printed = NOISE[name] if name != "rotation" else math.radians(NOISE[name]) / math.sqrt(3)
     spread = float(moved.std())
     print(f"{name:12} standard deviation {spread:.4f}, printed {printed:.4f}")
@@ -556,7 +614,8 @@ def bred(network: torch.nn.Module) -> tuple[Tensor, Tensor]:
     network.train()
     copies = []
     for _ in range(2):  # two perturbed vectors for each
-        parts = perturb(layout.split(theta), breeding_noise)
+        parts = layout.split(theta)
+        parts = perturb(parts, unit_noise(parts, breeding_noise))
         copies.append(ifn.clamp_parameters(model, layout.join(parts)))
     corpora.append(corpus_of(torch.cat(copies), SEED + 100 + len(corpora)))
     return corpora[-1]

@@ -270,7 +270,27 @@ checks.register(
         mistakes={
             "Pixel centres are at halves: subtract 0.5 first.": lambda im, p: _bilinear(im, p + 0.5),
             "x is the column and y the row.": lambda im, p: _bilinear(im, p.flip(-1)),
+            "That is the nearest pixel; mix the four around the point.": (
+                lambda im, p: _bilinear(im, p.floor() + 0.5)
+            ),
+            "Beyond the border the picture goes on; you read black there.": lambda im, p: (
+                F.grid_sample(
+                    im[None],
+                    (2 * p / p.new_tensor([im.shape[2], im.shape[1]]) - 1)[None, :, None],
+                    align_corners=False,
+                )[0, :, :, 0].T
+            ),
+            "-1 and 1 are the picture's edges, not the outermost centres: align_corners=False.": (
+                lambda im, p: _bilinear(
+                    im,
+                    p
+                    * (p.new_tensor([im.shape[2], im.shape[1]]) - 1)
+                    / p.new_tensor([im.shape[2], im.shape[1]])
+                    + 0.5,
+                )
+            ),
         },
+        idea="A point lies between four pixel centres; each counts the more, the nearer it is.",
         hint="torch.nn.functional.grid_sample wants coordinates from -1 to 1: 2 x / W - 1, with "
         'align_corners=False and padding_mode="border".',
     )
@@ -911,8 +931,16 @@ checks.register(
         mistakes={
             "That is the share of the loss; differentiate first.": lambda d, squared: (
                 d.max() ** 2 / d.square().sum() if squared else d.max() / d.sum()
-            )
+            ),
+            "The two norms are exchanged.": lambda d, squared: _outlier_share(d, not squared),
+            "Lengths of gradients, not their squares.": lambda d, squared: (
+                d.max() ** 2 / d.square().sum() if squared else _outlier_share(d, squared)
+            ),
+            "The largest residual is the outlier, not the first.": lambda d, squared: (
+                d[0] / d.sum() if squared else _outlier_share(d, squared)
+            ),
         },
+        idea="What pulls is the gradient, not the loss.",
         hint="The gradient of ||d|| is d / ||d||, of length 1; that of ||d||^2 is 2 d.",
     )
 )

@@ -220,7 +220,13 @@ checks.register(
                 (x - x.mean(0)) - (y - y.mean(0))).norm(dim=1).mean(),
             "Do not rotate: the estimated rotation counts.": lambda x, y: (
                 align(x, y, size_too=True) - y).norm(dim=1).mean(),
+            "The translation is not compensated: centre both.": lambda x, y: (
+                (x * y).sum() / (x * x).sum() * x - y).norm(dim=1).mean(),
+            "s stretches x, so it is divided by Σ x·x, not by Σ y·y.": lambda x, y: (
+                (mofa_residual(x, y) + y - y.mean(0)) * (x - x.mean(0)).square().sum()
+                / (y - y.mean(0)).square().sum() - (y - y.mean(0))).norm(dim=1).mean(),
         },
+        idea="Two unknowns without rotation: the centroids give the shift, one derivative the size.",
         hint="The derivative is 2 Σ x·(s x - y), so s = Σ x·y / Σ x·x with centred x and y.",
     )
 )  # fmt: skip
@@ -415,7 +421,13 @@ checks.register(
             "That is Dice's coefficient; divide by the union.": lambda a, b: (
                 2 * (a & b).sum() / (a.sum() + b.sum())),
             "That is the share of all pixels.": lambda a, b: (a & b).float().mean(),
+            "That is the share of the first mask; the second may be far too large.": lambda a, b: (
+                (a & b).sum() / a.sum()),
+            "That is the share of the second mask; it may be far too small.": lambda a, b: (
+                (a & b).sum() / b.sum()),
+            "That is the distance, 1 - overlap.": lambda a, b: 1 - metrics.mask_iou(a, b),
         },
+        idea="What both cover, of what either covers.",
         hint="a & b, a | b, .sum().",
     )
 )  # fmt: skip
@@ -738,7 +750,11 @@ checks.register(
                 (a - b).quantile(torch.tensor([0.025, 0.975]))),
             "95 % lie between the quantiles 0.025 and 0.975.": lambda a, b, d: (
                 (a - b)[d].mean(1).quantile(torch.tensor([0.05, 0.95]))),
+            "Draw pairs: the same pictures for both methods.": lambda a, b, d: (
+                (a[d].mean(1) - b[d.roll(1, 0)].mean(1)).quantile(torch.tensor([0.025, 0.975]))),
+            "Each draw has a mean, not a sum.": lambda a, b, d: paired_reference(a, b, d) * d.shape[1],
         },
+        idea="Each draw is a test set that might have been; what would the mean difference have been there?",
         hint="(a - b)[draws] is (B, N).",
     )
 )  # fmt: skip
