@@ -348,3 +348,28 @@ def test_cells_can_be_run_again_in_any_order(master: Path) -> None:
                 assert not tools & made[j][0], f"{tools & made[j][0]} is made anew by the cell\n{source}"
                 foreign = random & read_by(symtable.symtable(source, "cell", "exec")) - made[j][0]
                 assert not foreign, f"draws from the {foreign} of another cell:\n{source}"
+
+
+WORDS, LINES = 250, 40  # of a cell
+LONG = {"10": 4, "20": 7, "21": 7, "30": 7, "40": 4, "50": 2, "90": 4}  # code cells over it; to shrink
+LATER = ("60", "61", "70", "71", "80")  # notebooks to which this has not been applied yet
+OURS = [master for master in MASTERS if not master.stem.startswith(LATER)]
+
+
+@pytest.mark.parametrize("master", OURS, ids=[m.stem for m in OURS])
+def test_cells_are_short(master: Path) -> None:
+    cells = build.to_notebook(master).cells
+    wordy = [c.source[:60] for c in cells if c.cell_type == "markdown" and len(c.source.split()) > WORDS]
+    assert not wordy, f"more than {WORDS} words"
+    long = [c.source[:60] for c in cells if c.cell_type == "code" and c.source.count("\n") + 1 > LINES]
+    allowed = LONG.get(master.stem[:2], 0)
+    assert len(long) <= allowed, f"more than {LINES} lines"
+    assert len(long) == allowed, f"{master.stem} has {len(long)} long cells by now: set LONG to it"
+
+
+@pytest.mark.parametrize("master", OURS, ids=[m.stem for m in OURS])
+def test_a_notebook_says_what_is_learned_and_what_was(master: Path) -> None:
+    texts = [c.source for c in build.to_notebook(master).cells if c.cell_type == "markdown"]
+    assert texts[0].count("**What you will learn**") == 1 and texts[0].count("\n- ") >= 3
+    ends = [t for t in texts if "**What you have now.**" in t or "## What to keep in mind" in t]
+    assert len(ends) == 1 and texts.index(ends[0]) >= len(texts) - 4

@@ -7,6 +7,12 @@
 # of it apart: the face model (10), the rasterizer (20), image formation (21), the optimisation that is used
 # here (30), and then published methods that do the same job with neural networks (40, 50).
 #
+# **What you will learn**
+#
+# - what goes into a reconstruction and what comes out of it: pose, shape, expression, skin, light
+# - to turn, relight and export a face
+# - what one photograph cannot tell
+#
 # **Time:** 10 minutes to read, half a minute to run. **Before this:** nothing.
 #
 # `make run PHOTO=me.jpg` executes this notebook for a picture of your own and leaves everything that it

@@ -7,6 +7,12 @@
 # measure how good the result is, and find out what it cannot know. Then you take apart the model that ships
 # with facelab, expressions, skin, landmarks and all, and look at who is in it and who is not.
 #
+# **What you will learn**
+#
+# - to build a face model from a population of meshes: alignment, PCA, a prior
+# - to measure what a model can and cannot represent
+# - to ask who is in a model, and what it costs those who are not
+#
 # **Time:** 75 minutes, with exercises 120. **Before this:** linear algebra (singular value decomposition),
 # PyTorch tensors. [docs/conventions.md](../docs/conventions.md) has the axes: millimetres, +x to the image's
 # right, +y up, +z out of the face.
@@ -450,7 +456,8 @@ modes_figure(*fits["as scanned"], (0, 1, 3, 6), zoom=1.0)
 # heads differ in size; in the undisturbed population above it is what mode 1 is made of. And alignment is not
 # innocent either: it depends on the points that it uses. Aligned on the eyes alone, the eyes stand still
 # and the chin takes over their share of the variance.
-#
+
+# %% [markdown]
 # ## 6 · How good is the model? Compactness, generalisation, specificity
 #
 # Three curves over the number of components $k$ (Davies 2002; Styner et al. 2003):
@@ -1071,7 +1078,8 @@ image_grid(sheet, columns=6, inches=1.35)
 # A face detector finds such faces, and a face recogniser tells them apart;
 # `benchmarks/face_model_plausibility.py` measures how often. They do not pass for photographs: no hair, no
 # neck, no ears, no pores that were measured, no light that travels under the skin.
-#
+
+# %% [markdown]
 # ## 10 · Who is in the model, and who is not
 #
 # **Source.** Shapes: 2,000 adults drawn from MakeHuman's shape targets. Those were sculpted by artists and
@@ -1089,7 +1097,8 @@ image_grid(sheet, columns=6, inches=1.35)
 # - Age acts as a slider does, smoothly; deep individual wrinkles are not there.
 # - How traits go together (beards with male shapes, skin tone with bone structure) follows our sampling,
 #   not a census. A model of this kind must never be used to *infer* origin, sex or age from a face.
-#
+
+# %% [markdown]
 # The file has no labels, so we group by what can be measured: skin tone as the individual typology angle
 # $\mathrm{ITA} = \arctan\frac{L^*-50}{b^*}$ of the mean skin colour (Chardon et al. 1991). Group means:
 
@@ -1188,7 +1197,8 @@ for source, members in training.items():
 # | Basel Face Model 2017, 2019 | scans | research and teaching, do not pass on | `convert_bfm2017.py` |
 # | AlbedoMM | Light Stage captures of 73 people | academic research | `convert_albedomm.py` |
 # | FLAME | thousands of scans | per version; 2023 Open is CC BY 4.0 | `convert_flame.py` |
-#
+
+# %% [markdown]
 # **What you have now.** A face as a point in a linear space, the prior over it, and its limits. Notebook 20
 # draws it, 21 lights it, 30 finds the point for a photograph.
 #

@@ -8,6 +8,12 @@
 # end you can explain every line of `facelab.rendering.rasterizer`, and you recover the pose of a face from
 # its silhouette alone.
 #
+# **What you will learn**
+#
+# - to write a z-buffer with perspective-correct interpolation, and its rules at edges
+# - to derive the gradient of a pixel by hand
+# - why outlines have no gradient, and how antialiasing gives them one
+#
 # **Time:** 75 minutes, with exercises 120. **Before this:** linear algebra, PyTorch tensors and autograd;
 # [docs/conventions.md](../docs/conventions.md) for the axes (screen: x right, y **down**, depth positive in
 # front of the camera; the centre of pixel (row 0, column 0) is at (0.5, 0.5)).
@@ -770,7 +776,8 @@ assert difference < 1e-9
 # What does our rasterizer say? Every pixel has the value $\sum_k b_k\cdot 1 = 1$ or the background's 0,
 # whatever $R$ is: the derivative is exactly **zero**. The area does grow, but in jumps, whenever the disc
 # swallows the next pixel centre, and the jumps belong to the face index.
-#
+
+# %% [markdown]
 # **Antialiasing** makes the picture itself continuous. Let an edge of the silhouette cross the line from an
 # inside pixel centre to the outside pixel centre next to it, at the distance $d\in[0,1]$ from the inside
 # one. Each centre stands for a stretch of half a pixel to both sides, so the surface ought to cover

@@ -8,6 +8,12 @@
 # they go wrong. Every method in the later notebooks inverts this image formation, and inherits its
 # ambiguities.
 #
+# **What you will learn**
+#
+# - to go from parameters to a picture: camera, spherical harmonics, highlights, linear light
+# - which parameters make the same picture, and to construct such pairs
+# - whom a prior over skins treats how
+#
 # **Time:** 90 minutes, with exercises 120. **Before this:** notebook 20 (rasterizer) or a belief that
 # `rasterize` and `interpolate` work; linear algebra; PyTorch. [docs/conventions.md](../docs/conventions.md)
 # has the axes: camera space is +x right, +y up, +z towards the viewer, millimetres; the camera looks along
@@ -841,7 +847,8 @@ numbers["relit_error"] = relit_error
 #
 # The first two rows of pictures are the same; what the mistake costs shows in the third, when the lamp
 # moves and the paint stays.
-#
+
+# %% [markdown]
 # ### Who pays for the prior?
 #
 # With one picture and unknown exposure, the overall brightness of a skin is decided by the prior, and by
@@ -928,7 +935,8 @@ assert numbers["bias_lighter_darkest"] > numbers["bias_everyone_darkest"]
 #   person, and **highlights**: they have the colour and strength of the lamp, not of the skin.
 #
 # The last one is the cue that the 2022 paper uses, and it leads to the next ambiguity.
-#
+
+# %% [markdown]
 # ## 8 · Ambiguity two: highlight or light skin?
 #
 # A sharp highlight gives itself away. A broad one (low shininess) is just a smooth bright area, and smooth

@@ -8,6 +8,12 @@
 # its Jacobian, Levenberg-Marquardt, coarse to fine. You measure each factor of the result against a known
 # truth, learn what one picture cannot tell, and break the method in four ways.
 #
+# **What you will learn**
+#
+# - to write Gauss-Newton and Levenberg-Marquardt on landmarks and colours
+# - to weigh data against a prior by their noise
+# - to see by what a fit fails, and why its picture does not show it
+#
 # **Time:** 90 minutes, with exercises 120. **Before this:** notebooks 10 (model and prior), 20 (projection),
 # 21 (light, ambiguities). Axes and units: [docs/conventions.md](../docs/conventions.md).
 
@@ -193,7 +199,8 @@ _ = axes[1].legend(loc="lower right", fontsize=7)
 # are was tuned, on photographs and renders; the README says on which. And $-2\log p$ has a term
 # $N\log\sigma^2$, which is dropped: σ stands still while θ moves.) This is the **maximum a posteriori** (MAP)
 # estimate.
-#
+
+# %% [markdown]
 # ## 3 · A pose without iterations
 #
 # Gauss-Newton needs a start. If the face is far away, perspective is nearly a scaled parallel projection,
@@ -951,7 +958,7 @@ for name, vertices, scale in (
 #
 # There is a trap in "the prior decides". Along the valley of equal pictures the coefficients grow with the
 # assumed distance, so the smallest $\lVert\alpha\rVert^2$, the *mode*, belongs to a head that is too small:
-# by about 5 % on our rendered faces, several millimetres of rigid error. But $K$ coefficients that a
+# by several per cent on our rendered faces, millimetres of rigid error. But $K$ coefficients that a
 # picture determines leave room in proportion to distance$^K$ (the volume element between pixels and
 # coefficients), and the *middle* of what is plausible is where $\lVert\alpha\rVert^2-2K\log(\text{distance})$
 # is smallest. `Problem.correct_size` counts $K$ from the posterior variances and adds that term. Where the
@@ -1230,22 +1237,26 @@ for column, (name, (case, _)) in enumerate(accidents.items()):
 # %% [markdown]
 # Row by row. **Bad landmarks**: a local minimum. From 36 px away (at 240) the colours cannot pull the face
 # back (section 8), so shape, skin and light bend until background and half a face look like a face. **A
-# hand**: the albedo suffers most, some of the hand is now skin. **A shadow**: the only dark thing that the
-# model has for an edge is skin. **Side light** does no harm at all, and that is a warning about the
-# experiment: our renderer casts no shadows, so here the light is exactly what the model can express. In a
-# real photograph side light comes with cast shadows, and then it is the row above. **Dark, bright**: with
-# free size the shape stays good, but look at the columns brightness and rigid: the skin comes out a quarter
-# too light, and the size of the head is off by several millimetres. That it is not missed by more owes to
-# this model: patterns of its
-# skins (lips, brows, cheeks) go with their brightness, and a rendered face shows exactly those patterns.
-# Notebook 21 constructs the pairs that nothing can tell apart. In a real photograph the
-# patterns are not the model's, and then `light_prior`, a guess about photographers, decides. **Wrong focal
-# length**: a small picture error and a wrong shape, so the picture error does not warn you; with the right
-# one (from the EXIF data, say) the face is as good as any.
+# hand**: shape and size pay, because some of the hand is taken for cheek and chin. **A shadow**: the only
+# dark things that the model has are its light and its skin, so both are far off. **Side light** does no
+# harm at all, and that is a warning about the experiment: our renderer casts no shadows, so here the light
+# is exactly what the model can express. In a real photograph side light comes with cast shadows, and then
+# it is the row above.
+
+# %% [markdown]
+# **Dark, bright**: with free size the shape stays good, but look at the columns brightness and rigid: the
+# skin comes out by more than a quarter too light, and the size of the head is off by several millimetres.
+# That it is not missed by more owes to this model: patterns of its skins (lips, brows, cheeks) go with
+# their brightness, and a rendered face shows exactly those patterns. Notebook 21 constructs the pairs that
+# nothing can tell apart. In a real photograph the patterns are not the model's, and then `light_prior`, a
+# guess about photographers, decides. **Wrong focal length**: a small picture error and a wrong shape, so
+# the picture error does not warn you; with the right one (from the EXIF data, say) the face is as good as
+# any.
 #
 # Two lessons. A low picture error is no proof of anything but a low picture error. And start well: most
 # failures of optimisation are failures of what it started from.
-#
+
+# %% [markdown]
 # ## 13 · Next to the papers
 #
 # What the papers report for optimisation on real data, and what this method reaches on rendered faces. The

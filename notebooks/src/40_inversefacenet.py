@@ -7,6 +7,12 @@
 # train the paper's baseline and its two inventions, the **model-space loss** and **breeding**, measure what
 # each of them gains, and see where it fails.
 #
+# **What you will learn**
+#
+# - to make a training corpus by rendering from a prescribed distribution
+# - why a loss in model space differs from one on parameters
+# - what breeding does to a corpus, and how to measure whether it helped
+#
 # **Time:** 75 minutes, with exercises 105. **Before this:** notebooks 10 (the model), 21 (image formation),
 # 30 (fitting). All numbers of the paper are from Kim et al. 2018; sections, equations and tables are theirs.
 
@@ -77,7 +83,8 @@ for key in P:
 # `data_scripts/train_inversefacenet.py --preset full`, which is this notebook's loop with files that survive
 # a kill, and runs under `torchrun` on several GPUs. `tiny` and `quick` train miniatures to show the
 # mechanism; the network that ships with facelab was made by the same script, and we meet it in section 6.
-#
+
+# %% [markdown]
 # ## 1 · The space of facial images
 #
 # One vector describes a picture (Eq. 1): rotation, shape, expression, skin reflectance, light,
@@ -870,23 +877,9 @@ print("the paper, a GTX Titan: 2,400,000 each, 4.1, 4.4 and 29.4 hours; ResNet-1
 # photograph has and a render has not is missing, and with it the paper's claim for breeding is open. MoFA
 # (notebook 50), which learns from the photographs themselves, has 2.1 % after as many pictures.
 #
-# **What we tried**, on an earlier face model, and what it taught; none of it is in the recipe:
-#
-# - *Breeding as printed, with 2,222 targets:* pictures closer, shapes of the corpus vary an eighth as much
-#   as people do: geometry worse.
-# - *What the estimates' variance lacks added as noise:* shapes vary again; 11 % of the photometric error,
-#   3 % of the geometric one on `outside`.
-# - *A new picture's components from many targets each:* 7 % of both; smiles are lost, skin no longer goes
-#   with shape.
-# - *Who is shown drawn from the model, pose and light from a target each:* 2.48 to 2.06 mm on `in_model`:
-#   the missing millimetres were in the corpus.
-# - *Hair, glasses, hands, bad cameras:* 3.50 to 3.05 mm on `outside`, 0.06 mm lost on `in_model`.
-# - *A second look, with the first answer's landmarks:* 2.12 to 1.99 mm on `in_model`, nothing on
-#   photographs.
-# - *ResNet-101 or AlexNet from random weights, a CPU's budget:* far behind a small network that sees ten
-#   times as many pictures.
-# - *AdaDelta as printed:* 17.0 instead of 15.5 levels on `in_model` after as many steps of AdamW.
-#
+# What was tried and is not in the recipe, with numbers: [training](../docs/training.md).
+
+# %% [markdown]
 # ## 7 · Why it fails when it fails
 #
 # **Where do the millimetres on `outside` come from?** Its people are not the model's, nor are its skins and
@@ -1056,6 +1049,10 @@ for look, values in looks.items():
 # %% [markdown]
 # Where the detector has erred the second look finds the face. It is no default, because on photographs the
 # landmarks of a first reconstruction need be no better a guess than the detector's.
+#
+# **What you have now.** A network that inverts the renderer on the pictures that the renderer makes, a loss
+# that counts what a face counts, and a loop that moves a corpus towards its targets. What it cannot see in
+# its corpus it cannot say. Notebook 50 trains without any corpus.
 #
 # ## Exercises
 #

@@ -8,6 +8,12 @@
 # fall that the training never sees, meet the trained network, compare it with an ordinary autoencoder and a
 # learned decoder, and see the four ways in which this training goes wrong.
 #
+# **What you will learn**
+#
+# - to put a renderer behind a network and train without labels
+# - what each term of the loss holds in place
+# - four ways in which self-supervision collapses
+#
 # **Time:** 75 minutes, with exercises 105. **Before this:** notebooks 10 (the model), 21 (image formation),
 # 30 (fitting). Sections, equations, figures and tables named here are those of the paper.
 
@@ -517,7 +523,8 @@ for label, (mm, photo, px) in rows.items():
 # start at random, and it sees no truth: landmarks are a detector's, on renders the true projections with
 # that detector's errors. One command makes it (`data_scripts/train_mofa.py CORPUS RUN --preset shipped
 # --photos FOLDER ...`).
-#
+
+# %% [markdown]
 # **Without the surrogate we did not reach the paper's result.** On an earlier face model, from rendered
 # faces and random weights, the colours got better and better and the pose did not: when all parameters were
 # free the geometry became worse than the average face (14 mm, 23°). It was not trained again on
@@ -904,6 +911,10 @@ print(
 # Only the prior decides, and the printed $w_\beta$ leaves the reflectance free while light has no prior at
 # all. A `skin_spread` near 0 says that all people got one skin, and the lamps explain the rest; notebook 90
 # looks at what that does to dark skin.
+#
+# **What you have now.** A decoder that is a renderer, an encoder that learned from pictures alone, and a
+# list of the ways in which a loss can fall while the faces get worse. The next papers keep the decoder and
+# change what the loss looks at.
 #
 # ## Exercises
 #

@@ -7,6 +7,12 @@
 # table, ask whether a difference in it is more than chance, put the papers' own numbers beside ours without
 # fooling yourself, and add a method of your own to the table.
 #
+# **What you will learn**
+#
+# - to write measures of shape, overlap and light, and to see what each forgives
+# - to tell a difference between methods from luck
+# - to report errors per group, and to add a method of your own
+#
 # **Time:** 45 minutes, with exercises 75. **Before this:** notebooks 10 (model) and 30 (fitting). Axes and
 # units: [docs/conventions.md](../docs/conventions.md).
 
@@ -703,10 +709,11 @@ for group in ("light", "medium", "dark"):
         numbers[f"bare_{group}_levels"] = alike - measured
 
 # %% [markdown]
-# With 60 pictures: black is what light faces would be charged anyway; dark ones look a level better than if
-# all were charged alike. Dark and light are then 3.7 levels apart instead of 2.5: the measure hides a third
-# of the difference between the groups. Dark faces have more bare pixels, too. We keep the measure, which is
-# InverseFaceNet's, and say so; `mask_iou_percent` stands beside it, and so do the groups above.
+# The last column minus the one before is what black spares a group, beside the same charge for everybody. It
+# is below a level of 255 for each group here, and yet of the order of what lies between the groups: which
+# group looks worst is not decided by it, by how much is. Whom it favours depends on where a method leaves
+# pixels bare, and on whose faces (second column), so look at it anew for every method. We keep the measure,
+# which is InverseFaceNet's, and say so; `mask_iou_percent` stands beside it, and so do the groups above.
 #
 # ### Exercise 3 (medium, 15 minutes): is the difference real?
 #
@@ -773,11 +780,12 @@ for name in both_sets:
                       f"on {len(common)} pictures")  # fmt: skip
 
 # %% [markdown]
-# An interval above zero says that the method is *worse* than saying the average face to everything. That is
-# where landmark fitting stands on rendered faces: the detector was trained on photographs, its errors are
-# larger here, and shape and pose follow them where nothing else contradicts. Colours contradict. But
-# compare the two measures: where a face or its camera is not the model's own, much of the rigid error is
-# *size*, which a single picture does not tell (notebook 30), and an average size is hard to beat.
+# An interval that holds zero says that these pictures cannot tell the method from saying the average face
+# to everything; one above zero, that it is *worse*. Landmark fitting hardly gets away from zero on rendered
+# faces: the detector was trained on photographs, its errors are larger here, and shape and pose follow them
+# where nothing else contradicts. Colours contradict. But compare the two measures: where a face or its
+# camera is not the model's own, much of the rigid error is *size*, which a single picture does not tell
+# (notebook 30), and an average size is hard to beat.
 #
 # ## 9 · The papers' own numbers
 #
