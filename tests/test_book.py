@@ -113,6 +113,8 @@ def test_every_page_and_notebook_is_gathered(tmp_path: Path) -> None:
     read = nbformat.read(tmp_path / "source" / "notebooks" / "10_morphable_model.ipynb", as_version=4)
     folded = [c for c in read.cells if "hide-input" in c.metadata.get("tags", [])]
     assert len(folded) >= 6, "imports, parameters, presets, solutions"
+    measured = tmp_path / "source" / "benchmarks" / "results" / "calipers.md"
+    assert measured.read_text().startswith("---\norphan: true\n"), "a page that another links to comes along"
     mistakes = (tmp_path / "source" / "exercises.md").read_text()
     assert "barycentric coordinates" in mistakes and "Do not clip" in mistakes
 

@@ -47,14 +47,28 @@ def stage(folder: Path, root: Path = ROOT) -> None:
         nbformat.write(notebook, copy)
     (folder / "equations.md").write_text(equations.page(root / "notebooks"), encoding="utf8")
     (folder / "exercises.md").write_text(exercises.page(root / "notebooks"), encoding="utf8")
-    files = [path for path in folder.rglob("*") if path.suffix in (".md", ".ipynb")]
-    for page in files:
-        for link in LINK.findall(page.read_text(encoding="utf8")):
-            there = (page.parent / unquote(link)).resolve()
-            original = root / there.relative_to(folder.resolve())
-            if not there.exists() and original.is_file():  # a picture, a script: it comes with the book
-                there.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(original, there)
+    waiting = [path for path in folder.rglob("*") if path.suffix in (".md", ".ipynb")]
+    while waiting:
+        waiting += bring(waiting.pop(), folder.resolve(), root)
+
+
+def bring(page: Path, folder: Path, root: Path) -> list[Path]:
+    """Gather the files that a page links to: pictures, scripts, pages of measurements. Returns new pages."""
+    new = []
+    for link in LINK.findall(page.read_text(encoding="utf8")):
+        there = (page.parent / unquote(link)).resolve()
+        original = root / there.relative_to(folder)
+        if there.exists() or not original.is_file():
+            continue
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if there.suffix == ".md":  # in no table of contents
+            there.write_text(
+                "---\norphan: true\n---\n" + original.read_text(encoding="utf8"), encoding="utf8"
+            )
+            new.append(there)
+        else:
+            shutil.copy(original, there)
+    return new
 
 
 def wanted_labels(folder: Path) -> set[str]:

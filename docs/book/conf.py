@@ -9,7 +9,6 @@ author = "the authors of facelab"
 copyright = author
 language = "en"
 extensions = ["myst_nb", "sphinxcontrib.bibtex"]
-exclude_patterns: list[str] = []
 
 nb_execution_mode = "off"  # the committed outputs are shown
 # a mesh that can be turned needs Plotly from elsewhere: its picture stands in
