@@ -8,7 +8,7 @@ from torch import Tensor
 
 from facelab.methods import specular
 from facelab.methods import specular_losses as eq
-from facelab.methods.specular import Drawn, decode, draw_parts, layout
+from facelab.methods.specular import Drawn, Specular, decode, draw_parts, layout
 from facelab.methods.specular_losses import Batch, Weights, loss_terms
 from facelab.model.face import draw
 from facelab.model.morphable_model import MorphableModel
@@ -16,6 +16,8 @@ from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
 from facelab.rendering.illumination import SH_CONSTANTS
 from facelab.rendering.rasterizer import rasterize
 from facelab.support.errors import ParameterError
+from facelab.synthetic.corpora import CorpusSpec, Renderer
+from facelab.training import load_checkpoint
 
 SIZE = 64
 
@@ -285,3 +287,32 @@ def test_numbers_that_are_none_are_named(model: MorphableModel) -> None:
     with pytest.raises(ParameterError):
         loss_terms(model, theta, batch)
     assert linear_to_srgb(torch.zeros(1)) == 0
+
+
+def test_the_shipped_network_knows_faces_that_it_has_not_seen() -> None:
+    """Renders, of which it saw none: landmarks and colours beside the average face's in the middle."""
+    method, coarse = Specular.load(framed=True), MorphableModel.load(subdivisions=0)
+    unseen = Renderer(CorpusSpec("portrait", seed=4321, size=method.side, subdivisions=0)).batch(0)
+    images, marks = unseen["image"], unseen["landmarks"]
+    codes = {"network": method.regress(images), "average": layout(coarse).zeros(len(images))}
+    off, colours = {}, {}
+    for name, theta in codes.items():
+        face = decode(coarse, theta, method.side)
+        drawn = draw_parts(face, face.surface(coarse), method.side)
+        both = (drawn.mask & unseen["mask"]).float()
+        off[name] = float((face.landmarks(coarse) - marks).norm(dim=-1).mean())
+        errors = (drawn.both - images).norm(dim=1, keepdim=True) * both
+        colours[name] = float(errors.sum() / both.sum())
+    assert off["network"] < 0.4 * off["average"] and colours["network"] < 0.6 * colours["average"], (
+        off,
+        colours,
+    )
+    lamps = decode(coarse, codes["network"], method.side).light.position  # type: ignore[union-attr]
+    assert lamps.std(0).max() > 1  # mm: it is not one lamp for everybody
+
+
+def test_the_card_says_how_it_came_about() -> None:
+    card = load_checkpoint("specular")[1]
+    assert card["method"] == "specular" and card["licence"] == "that of the photographs"
+    assert card["start"] == "mofa" and card["without"] == [] and card["photographs"] > 1000
+    assert set(card["terms"][-1]) == {"identity", "photo", "landmark", "mouth", "prior", "uniform", "total"}

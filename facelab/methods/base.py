@@ -36,6 +36,7 @@ METHODS: Mapping[str, str] = {
     "full fitting": "facelab.methods.baselines:FullFitting",
     "inversefacenet": "facelab.methods.inversefacenet:InverseFaceNet",
     "mofa": "facelab.methods.mofa:MoFA",
+    "specular": "facelab.methods.specular:Specular",
 }
 """Every method that works without more than the package brings: its name, and "module:Class"."""
 
