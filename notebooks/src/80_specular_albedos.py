@@ -715,12 +715,13 @@ for strength in (0.0, 5.0, 50.0):
 image_grid(shown, titles, 4, 1.5)
 
 # %% [markdown]
-# Here the uniform loss is no help: the face model and the one lamp find the shine without it, because this
-# photograph is *made* of them, and every bit more of it takes the diffuse picture further from the truth. It
-# is a bet that what varies over a face is shine, for photographs in which much varies that the model has no
-# word for (the paper's Figure 3). Where shadows are what varies, or make-up, or a beard, the bet is lost. And
-# it is not the same bet for everybody: on dark skin the same highlight is a larger part of all light that
-# comes back, and more of what is seen hangs on it.
+# Even without the uniform loss the shine is found, because this photograph is *made* of a face model and one
+# lamp. At the printed 5 lamp and diffuse picture come a little nearer to the truth: its light is white, as
+# the second half of Eq. 13 wants. At 50 the diffuse picture is flat, and what shading there was is left to
+# the lamp. The loss is a bet that what varies over a face is shine, and that light is grey. Where shadows are
+# what varies, or make-up, or a beard, or where the light is a candle's, the bet is lost. And it is not the
+# same bet for everybody: on dark skin the same highlight is a larger part of all light that comes back, and
+# more of what is seen hangs on it.
 #
 # ## 7 · A training in miniature
 #
@@ -758,9 +759,9 @@ figure.tight_layout()
 # %% [markdown]
 # ## 8 · The shipped network
 #
-# `Specular.load()` was trained with `data_scripts/train.py specular --preset shipped --start mofa` on LFW
-# and the portraits of the US Congress: a warm start from MoFA's network, which has seen the same photographs,
-# and then the six losses. Its card says how long and on what. NASA's portrait:
+# `Specular.load()` was trained with `data_scripts/train.py specular --preset shipped --start mofa` on LFW and
+# the portraits of the US Congress: a warm start from MoFA's network, which has seen the same photographs, and
+# then nine minutes of a processor with the six losses. NASA's portrait:
 
 # %%
 astro = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
