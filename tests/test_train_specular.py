@@ -15,9 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 import train_specular
 
 from facelab.methods.mofa import MoFA
+from facelab.methods.segmentation import Segmentation
 from facelab.methods.specular import Specular, decode, layout, make_network
 from facelab.model.morphable_model import MorphableModel
 from facelab.photos import crop_face, find_face, load_photo
+from facelab.photos.crops import SIDE, FaceCrops
 from facelab.rendering.illumination import shading_coefficients
 from facelab.support.errors import CorpusError, ModelFileError, NoFaceError, ParameterError
 from facelab.training import CHECKPOINTS
@@ -128,3 +130,17 @@ def test_a_training_goes_on_from_a_checkpoint_and_damage_has_a_name(
     labels.write_bytes(labels.read_bytes()[:-10])
     with pytest.raises(CorpusError, match="damaged"):
         run(tmp_path / "b", *options)
+
+
+def test_a_segmentation_sees_the_forehead_that_landmarks_leave_out(photographs: Path, tmp_path: Path) -> None:
+    faces = FaceCrops.cut([photographs], tmp_path / "faces.safetensors")
+    side = train_specular.LABEL_SIDE
+    hull, seen = (
+        train_specular.skin_labels(faces, tmp_path / f"{network is None}.safetensors", network)
+        for network in (None, Segmentation.load())
+    )
+    for k, marks in enumerate(faces.landmarks * side / SIDE):
+        tops = [int(labels[k, 0].amax(1).nonzero()[0, 0]) for labels in (hull, seen)]
+        assert 3 < tops[1] < tops[0] - 1  # px: above the brows, and below the hair
+        x, y = (round(v) for v in marks[30].tolist())
+        assert hull[k, 0, y, x] > 0 and seen[k, 0, y, x] > 0
