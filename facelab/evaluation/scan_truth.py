@@ -39,7 +39,7 @@ def scan_records(place: Path, size: int) -> Records:
         faces, corners = tensors["triangles"], len(tensors["vertices"])
         known = bool(((faces >= 0) & (faces < corners)).all()) and len(tensors["face"]) == len(faces)
         if len(views) > 1 or not (shaped and finite and known) or len(tensors["landmarks"]) != 68:
-            raise ValueError("shapes or numbers are not those of a scan")
+            raise ModelFileError(f"{problem}: shapes or numbers are not those of a scan.")
     return Records(views.pop(), lambda i: _record(tensors, i, size))
 
 

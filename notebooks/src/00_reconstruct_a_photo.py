@@ -20,8 +20,10 @@
 
 # %%
 import json
+import math
 import time
 import warnings
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,23 +41,24 @@ from facelab.course.viewer import (
     mesh_figure,
     save_gif,
     to_array,
-    turntable,
 )
 from facelab.evaluation.metrics import INNER_LANDMARKS, nme, photometric_rmse
 from facelab.export import export_glb, export_obj, textured_mesh
 from facelab.geometry.mesh import normalise
+from facelab.geometry.rotations import euler_to_matrix
 from facelab.methods.energy import Settings
 from facelab.methods.fitting import fit_photos
+from facelab.methods.segmentation import visible_part
+from facelab.methods.textures import unwrap
+from facelab.model.face import draw
 from facelab.model.morphable_model import MorphableModel
 from facelab.photos import crop_face, find_face, load_photo
 from facelab.rendering.colour import linear_to_srgb
 from facelab.rendering.illumination import (
     BlinnPhongLight,
-    SphericalHarmonicsLight,
     ambient_to_sh,
     directional_to_sh,
 )
-from facelab.rendering.image_formation import render
 
 plt.rcParams.update({"figure.dpi": 120})
 
@@ -73,7 +76,7 @@ FACE = -1  # which face of a picture with several, from the largest; -1: the lar
 
 # %%
 PRESETS = {
-    "tiny": {"levels": ((60, 0, 4), (120, 0, 4)), "detail": 1, "texture": 256, "views": 3},
+    "tiny": {"levels": ((60, 0, 4), (120, 0, 4)), "detail": 1, "texture": 128, "views": 3},
     "quick": {"levels": Settings().levels, "detail": 2, "texture": 1024, "views": 5},
     "full": {"levels": (*Settings().levels, (240, 2, 6)), "detail": 2, "texture": 2048, "views": 7},
 }
@@ -131,8 +134,13 @@ image_grid(
 # alone, then from the colour of every visible vertex, on a small picture first and then on larger ones. The
 # curve shows the energy that is minimised; it jumps where the picture gets larger, because the question
 # changes.
+#
+# Hair, hands and glasses are not in the model. A small segmentation network says where the crop shows the
+# face itself; what it leaves out does not count.
 
 # %%
+visible = visible_part(crop)
+image_grid([crop.image, torch.where(visible, crop.image, 1.0)], ["the crop", "what counts"])
 settings = Settings(levels=preset["levels"])
 bar = tqdm(total=100, desc="fitting", bar_format="{desc:20s} {percentage:3.0f}% |{bar}|")
 
@@ -143,7 +151,9 @@ def progress(text: str, fraction: float) -> None:
 
 
 start = time.perf_counter()
-fit = fit_photos([crop.image.to(DEVICE)], [crop.landmarks], settings=settings, progress=progress)[0]
+fit = fit_photos(
+    [crop.image.to(DEVICE)], [crop.landmarks], None, settings, progress, [visible], [crop.confidence]
+)[0]
 bar.close()
 seconds = time.perf_counter() - start
 figure, axis = plt.subplots(figsize=(5, 2.2), layout="tight")
@@ -196,7 +206,29 @@ print(f"colour: {colour_error:.1f} of 255 (root mean square over the face, hair 
 print(f"identity: {identity:.2f} standard deviations (root mean square; 1 is typical)")
 
 # %% [markdown]
-# ## 4. Turn it, relight it
+# ## 4. The skin that is in the photograph
+#
+# 80 weights for the colour of a skin know neither freckles nor the shape of a brow. The photograph does. With
+# shape, camera and light known, every visible spot of the face can be looked up in the picture and its light
+# divided out: that is **unwrapping**. What one side hides is taken from the other, what hair hides on both
+# from the model, in the tone of the visible skin. A highlight that the light does not explain stays in the
+# skin, and a smile stays on a face that no longer smiles; notebook 21 has the reason.
+
+# %%
+in_photo = fit.face().in_photo(crop)
+texture = unwrap(in_photo, photo.to(DEVICE), model, preset["texture"])
+person = replace(in_photo, camera=fit.camera(size), texture=texture)
+textured = draw(person.surface(model), person.camera, person.light, size, size)
+own = torch.where(textured.mask, textured.image.clamp(0, 1), large.image)
+save("texture.png", linear_to_srgb(texture[:3]))
+save("own_skin.png", own)
+image_grid(
+    [large.image, overlay, own, linear_to_srgb(texture[:3])],
+    ["photograph", "the model's skin", "the photograph's skin", "unwrapped"],
+)
+
+# %% [markdown]
+# ## 5. Turn it, relight it
 #
 # Shape, skin and light are separate now, so each can be replaced. Below, the head turns under the light of
 # the photograph; then it stays, and the light changes. The highlights come from the model's **specular
@@ -204,9 +236,19 @@ print(f"identity: {identity:.2f} standard deviations (root mean square; 1 is typ
 
 # %%
 yaws = torch.linspace(-45, 45, preset["views"]).tolist()
-camera = fit_camera(vertices, settings.size, settings.size)
-light = SphericalHarmonicsLight(fit.estimate.light)
-views = turntable(vertices, model.triangles, camera, light, diffuse, None, settings.size, settings.size, yaws)
+front = fit_camera(vertices, settings.size, settings.size)
+middle = (vertices.amin(0) + vertices.amax(0)) / 2
+
+
+def turned(yaw: float) -> torch.Tensor:
+    """The face before a camera that went round it by `yaw` degrees."""
+    turn = front.rotation @ euler_to_matrix(torch.tensor([0.0, math.radians(yaw), 0.0])).to(vertices)
+    camera = replace(front, rotation=turn, translation=front.translation + (front.rotation - turn) @ middle)
+    shown = draw(person.surface(model), camera, person.light, settings.size, settings.size, antialias=True)
+    return shown.image.clamp(0, 1)
+
+
+views = [turned(yaw) for yaw in yaws]
 for yaw, view in zip(yaws, views):
     save(f"turned_{yaw:+03.0f}.png", view)
 save_gif(views, out / "turntable.gif")
@@ -219,7 +261,8 @@ def lamp(direction: tuple[float, float, float], colour: tuple[float, float, floa
     towards = normalise(torch.tensor(direction, dtype=torch.float32))
     matt = directional_to_sh(towards, torch.tensor(colour)) + ambient_to_sh(torch.full((3,), ambient))
     place = 2000 * towards + fit.estimate.translation.cpu()
-    return BlinnPhongLight(matt, place, torch.tensor(colour), torch.tensor(24.0))
+    shine = (torch.tensor(colour), torch.tensor(24.0))
+    return BlinnPhongLight(*(part.to(vertices) for part in (matt, place, *shine)))
 
 
 lamps = {
@@ -230,14 +273,11 @@ lamps = {
 }
 relit = []
 for name, new_light in lamps.items():
-    black = torch.zeros(3, settings.size, settings.size)
-    shown = render(
-        vertices.cpu(), model.triangles.cpu(), fit.camera(settings.size), new_light, diffuse.cpu(),
-        specular.cpu(), settings.size, settings.size, antialias=True, background=black,
-    ).image.clamp(0, 1)  # fmt: skip
-    relit.append(shown)
-    save(f"relit_{name.replace(',', '').replace(' ', '_')}.png", shown)
-row = [large.image, overlay, geometry, albedo, shading]
+    camera = fit.camera(settings.size)
+    shown = draw(person.surface(model), camera, new_light, settings.size, settings.size, antialias=True)
+    relit.append(shown.image.clamp(0, 1))
+    save(f"relit_{name.replace(',', '').replace(' ', '_')}.png", relit[-1])
+row = [large.image, own, geometry, albedo, shading]
 row = [torch.nn.functional.interpolate(image[None], (240, 240), mode="area")[0] for image in row]
 image_grid(
     [*row, views[0], views[-1], *relit[1:]],
@@ -247,22 +287,22 @@ image_grid(
 image_grid(relit, list(lamps))
 
 # %% [markdown]
-# ## 5. Take it with you
+# ## 6. Take it with you
 #
 # `face.glb` (glTF, metres) and `face.obj` (millimetres, with `.mtl` and textures) open in Blender and most
 # other programs. The texture is the albedo, without the light of the photograph, so the light you set there
 # is the only light. The view below can be turned with the mouse in JupyterLab; elsewhere it is a picture.
 
 # %%
-mesh = textured_mesh(model, vertices, diffuse, specular, size=preset["texture"])
+mesh = textured_mesh(model, vertices, diffuse, specular, texture=texture)
 written = [export_glb(mesh, out / "face.glb"), *export_obj(mesh, out / "face.obj")]
 print("\n".join(f"{path.name:20s} {path.stat().st_size / 1e3:8.0f} kB" for path in written))
 
 # %%
 # the coarsest mesh is enough to be turned by hand, and keeps this notebook small
 coarse = MorphableModel.load(subdivisions=0).truncate(settings.identity, settings.expression, settings.albedo)
-view = mesh_figure(fit.vertices(coarse), coarse.triangles, coarse.albedo(fit.estimate.albedo)[0])
-MeshView(view.figure, mesh_figure(vertices, model.triangles, diffuse).image)
+view = mesh_figure(fit.vertices(coarse), coarse.triangles, person.surface(coarse).diffuse)
+MeshView(view.figure, mesh_figure(vertices, model.triangles, person.surface(model).diffuse).image)
 
 # %% [markdown]
 # ## What to keep in mind
