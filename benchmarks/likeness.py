@@ -47,7 +47,7 @@ from report import describe_run
 RESULTS = Path(__file__).parent / "results"
 SIZE, YAWS = 240, (-20.0, 0.0, 20.0)
 DISTANCE = 900.0  # mm
-COMPARED = ("average face", "full fitting", "mofa", "inversefacenet")
+COMPARED = ("average face", "full fitting", "own skin", "mofa", "inversefacenet")
 
 
 def soft_light() -> SphericalHarmonicsLight:

@@ -86,7 +86,7 @@ def test_an_unwrapped_texture_is_the_one_that_was_drawn(model: MorphableModel, y
     face = seen(model, yaw)
     truth, where = spotted(face, model), skin_of(model, -50, 45)
     picture = photograph(face, model, truth)
-    found = unwrap(face, picture, model, SIZE)
+    found = unwrap(face, picture, model, SIZE, torch.ones(1, SIDE, SIDE, dtype=torch.bool))
     assert found.shape == (4, SIZE, SIZE) and bool((found > 0).all())
     assert error(found, truth, model, where) < 0.35 * error(vertex_texture(face, model), truth, model, where)
     again = photograph(face, model, found)
@@ -216,3 +216,20 @@ def test_bad_input_is_named(model: MorphableModel) -> None:
             replace(face, texture=texture).surface(model)
     with pytest.raises(ParameterError, match="NaN"):
         replace(face, texture=torch.full((4, 8, 8), torch.nan)).surface(model)
+
+
+def test_what_is_before_the_face_is_not_painted_on_it(model: MorphableModel) -> None:
+    """A hand of skin's colour over a cheek: only the mask knows."""
+    face = seen(model)
+    truth = spotted(face, model)
+    picture = photograph(face, model, truth)
+    x, y = face.landmarks(model)[2].round().long().tolist()
+    hidden = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
+    hidden[:, y - 20 : y + 20, x : x + 40] = True
+    covered = torch.where(hidden, torch.tensor([0.75, 0.55, 0.45])[:, None, None], picture)
+    where = skin_of(model, -50, 45)
+    everything = torch.ones_like(hidden)
+    wrong, right = (unwrap(face, covered, model, SIZE, mask) for mask in (everything, ~hidden))
+    assert error(right, truth, model, where) < 0.8 * error(wrong, truth, model, where)
+    with pytest.raises(ParameterError, match="must be"):
+        unwrap(face, covered, model, SIZE, hidden[:, 1:])

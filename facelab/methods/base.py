@@ -34,6 +34,7 @@ METHODS: Mapping[str, str] = {
     "average face": "facelab.methods.baselines:AverageFace",
     "landmark fitting": "facelab.methods.baselines:LandmarkFitting",
     "full fitting": "facelab.methods.baselines:FullFitting",
+    "own skin": "facelab.methods.baselines:FittingOwnSkin",
     "inversefacenet": "facelab.methods.inversefacenet:InverseFaceNet",
     "mofa": "facelab.methods.mofa:MoFA",
     "specular": "facelab.methods.specular:Specular",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from facelab.methods.energy import Settings
 from facelab.methods.fitting import fit_landmarks, reconstruct
+from facelab.methods.textures import unwrap
 from facelab.model.morphable_model import MorphableModel
 from facelab.model.records import Reconstruction
 from facelab.photos import crop_face, find_face
@@ -50,3 +51,17 @@ class FullFitting(LandmarkFitting):
 
     def reconstruct(self, image: Tensor) -> Reconstruction:
         return reconstruct(image, settings=self.settings)[0].reconstruction(image, self.model)
+
+
+class FittingOwnSkin(FullFitting):
+    """Fitting by optimisation, then the skin that the photograph shows in place of the model's."""
+
+    name = "fitting, own skin"
+
+    def reconstruct(self, image: Tensor) -> Reconstruction:
+        face = super().reconstruct(image).face
+        assert face is not None
+        model = self.model.truncate(
+            *(part.shape[-1] for part in (face.identity, face.expression, face.albedo))
+        )
+        return Reconstruction.of(replace(face, texture=unwrap(face, image, model)), model, *image.shape[-2:])

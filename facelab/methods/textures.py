@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from facelab.geometry.camera import Camera
 from facelab.geometry.mesh import dot
+from facelab.methods.segmentation import visible_part
 from facelab.model.face import Face, Surface, draw
 from facelab.model.morphable_model import MIN_DIFFUSE, MorphableModel
 from facelab.model.textures import bake_texture, unit_uv
@@ -41,6 +42,7 @@ LEAST_SPREAD = 0.1
 BRIGHTER = (0.35, 0.55)  # than the person's skin, as a logarithm: no skin
 FAR_MM = 1e5
 FADE = 0.4  # what a texel's weight keeps from one scale to the next, twice as coarse
+ABOVE_BROWS = 0.25  # of their distance to the bridge of the nose
 TRUSTED = [*range(5, 12), *range(17, 68)]  # landmarks around what is a face's even if it is no skin
 PARTS = (("skin", "lips", "lids"), ("eyes",), ("interior", "teeth"))  # they do not colour each other
 
@@ -83,7 +85,13 @@ class Observation:
 
 
 @torch.no_grad()
-def unwrap(face: Face, image: Tensor, model: MorphableModel | None = None, size: int = 512) -> Tensor:
+def unwrap(
+    face: Face,
+    image: Tensor,
+    model: MorphableModel | None = None,
+    size: int = 512,
+    visible: Tensor | None = None,
+) -> Tensor:
     """The texture (4, size, size) of the face that is seen in a photograph.
 
     Args:
@@ -92,9 +100,12 @@ def unwrap(face: Face, image: Tensor, model: MorphableModel | None = None, size:
         image: (3, H, W) sRGB in [0, 1].
         model: of the face, the finer the better; by default the shipped one, subdivided twice.
         size: texels a side.
+        visible: (1, H, W) bool, where the photograph shows the face and nothing before it; by default what
+            the segmentation network says (`segmentation.visible_part`).
 
     Raises:
-        ParameterError: a face without a light, a batch of faces, or one that is not in the picture.
+        ParameterError: a mask of another size; a face without a light, a batch of faces, or one that is not
+            in the picture.
         MeshError: a model without a UV map.
         NotAnImageError: see `photos.check_image`.
     """
@@ -103,7 +114,9 @@ def unwrap(face: Face, image: Tensor, model: MorphableModel | None = None, size:
     model = model or MorphableModel.load(subdivisions=2, device=image.device)
     surface = replace(face, texture=None).surface(model)
     texels = lay_out(surface, model, size)
-    seen = observe(face, surface, image)
+    if visible is not None and visible.shape != (1, *image.shape[-2:]):
+        raise ParameterError(f"`visible` must be (1, H, W) as the picture, not {tuple(visible.shape)}.")
+    seen = observe(face, surface, image, visible)
     views = [_observed(*place, texels, seen) for place in ((texels.position, texels.normal), texels.opposite)]
     tone = _skin_tone(views[0], texels)
     (own, weight), (other, other_weight) = ((v.ratio, v.weight * _of_face(v, texels, tone)) for v in views)
@@ -135,17 +148,25 @@ def lay_out(surface: Surface, model: MorphableModel, size: int) -> Texels:
     trusted = torch.ones_like(albedo[:1])
     if model.landmark_triangles.numel():
         at = (uv[model.uv_triangles[model.landmark_triangles]] * model.landmark_weights[..., None]).sum(1)
-        points = torch.stack([at[:, 0], 1 - at[:, 1]], -1)[TRUSTED] * size
-        hull = polygon(points, size, size).to(albedo)
+        points = torch.stack([at[:, 0], 1 - at[:, 1]], -1) * size
+        brows, bridge = points[17:27], points[27]
+        above = brows + ABOVE_BROWS * (brows.mean(0) - bridge)  # or a rest of the model's brows is left there
+        hull = polygon(torch.cat([points[TRUSTED], above]), size, size).to(albedo)
         trusted = _blur(hull, size // 128) * (parts == 0) + (parts != 0)
     return Texels(albedo, position, normal, (opposite[0], opposite[1]), parts.round().long(), trusted)
 
 
-def observe(face: Face, surface: Surface, image: Tensor) -> Observation:
+def observe(face: Face, surface: Surface, image: Tensor, visible: Tensor | None = None) -> Observation:
     """The photograph (3, H, W) around a face, large enough for its details, with depth and skin."""
     points = face.camera.project(surface.landmarks)[..., :2]
     side = float((points.amax(0) - points.amin(0)).max())
-    crop = crop_face(image, points, size=round(min(LARGEST_CROP, max(96.0, 1.7 * side))), scale=1.7)
+    pixels = round(min(LARGEST_CROP, max(96.0, 1.7 * side)))
+    crop = crop_face(image, points, size=pixels, scale=1.7)
+    if visible is None:
+        shown = visible_part(crop)
+    else:
+        layer = visible.to(image).expand(3, -1, -1)
+        shown = (crop_face(layer, points, size=pixels, scale=1.7).image[:1] > 0.5) & crop.inside
     scale = crop.matrix[0, 0]
     camera, resolution = face.camera.rescaled(scale, crop.matrix[:2, 2]), crop.image.shape[-1]
     dark = SphericalHarmonicsLight(surface.diffuse.new_zeros(9, 3))
@@ -161,7 +182,7 @@ def observe(face: Face, surface: Surface, image: Tensor) -> Observation:
     skin = _blur(skin, reach)
     linear = srgb_to_linear(crop.image.to(depth))
     assert face.light is not None
-    inside = crop.inside.to(depth) * solid
+    inside = -_widest(-shown.to(depth), reach) * solid
     return Observation(linear, depth, around, skin, inside, camera, face.light)
 
 
@@ -194,10 +215,11 @@ def _observed(position: Tensor, normal: Tensor, texels: Texels, seen: Observatio
     hole = texels.part.flatten() > 0  # eyes lie behind their lids; a mouth is seen through its opening only
     nearest = torch.where(hole, found[:, 6], found[:, 5])
     behind = torch.where(texels.part.flatten() == 2, 0.0, (screen[:, 2] - nearest) / EDGE_MM)
-    lit = shade.mean(-1) / shade.mean(-1).median().clamp(min=1e-6)
+    usual = shade.median(0).values.clamp(min=1e-6)
+    lit = (shade / usual).amin(-1)  # no channel is divided by next to nothing
     facing = torch.where(hole, 1.0, _ramp(dot(normals, to_eye), *FACING))
     weight = facing * (1 - _ramp(behind, 0.5, 1.0))
-    weight = weight * _ramp(lit, 0.1, 0.3) * _ramp(found[:, 4], 0.5, 0.95)
+    weight = weight * _ramp(lit, 0.25, 0.5) * _ramp(found[:, 4], 0.5, 0.95)
     return Sample(
         ratio.T.unflatten(1, (size, size)), weight.view(1, size, size), found[:, 3].view(1, size, size)
     )
@@ -240,9 +262,9 @@ def _complete(own: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor) 
     """Two incomplete maps (3, S, S) with their weights (1, S, S) as one without holes: the first where it is
     seen; else the other, in the first's tone; else what both fade into."""
     shift = pull_push(own - other, weight * other_weight)
-    best = torch.maximum(weight, other_weight)
-    mixed = weight * own + (1 - weight) * (other + shift)
-    return pull_push(mixed, best)
+    rest = (1 - weight) * other_weight
+    mixed = (weight * own + rest * (other + shift)) / (weight + rest).clamp(min=1e-6)
+    return pull_push(mixed, torch.maximum(weight, other_weight))
 
 
 def pull_push(values: Tensor, weight: Tensor) -> Tensor:
