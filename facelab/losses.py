@@ -6,8 +6,11 @@ al. 2017), CoarseNet and FineNet (Richardson et al. 2017), InverseFaceNet (Kim e
 al. 2019) and the network with specular albedos of 2022.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from facelab.recognition.networks import identity_similarity
@@ -69,6 +72,19 @@ def identity(drawn: Tensor, seen: Tensor, mean: Tensor | float = 0.0) -> Tensor:
     `identity_similarity`): `FaceRecogniser.mean_embedding`.
     """
     return 1 - identity_similarity(drawn, seen, mean)
+
+
+def content(drawn: Sequence[Tensor], seen: Sequence[Tensor]) -> Tensor:
+    """Σ_j ‖F_j(drawn) - F_j(seen)‖₂ / (H_j W_j C_j) of maps (..., C_j, H_j, W_j) -> (...): GANFIT's Eq. 9.
+
+    The norm is not squared and has a finite gradient at zero: a map of C·H·W values that all differ by d
+    adds d / √(C·H·W).
+    """
+    parts = [
+        lengths((a - b).flatten(-3), "l2,1") / math.prod(b.shape[-3:])
+        for a, b in zip(drawn, seen, strict=True)
+    ]
+    return torch.stack(parts).sum(0)
 
 
 def mask_area(drawn: Tensor, seen: Tensor) -> Tensor:
