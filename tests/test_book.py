@@ -21,6 +21,7 @@ assert spec is not None and spec.loader is not None
 build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
 equations = build.equations
+slides = importlib.import_module("slides")
 
 PAPERS = {paper.key: paper for paper in equations.PAPERS}
 
@@ -119,6 +120,22 @@ def test_every_page_and_notebook_is_gathered(tmp_path: Path) -> None:
     assert "barycentric coordinates" in mistakes and "Do not clip" in mistakes
 
 
+def test_a_deck_has_headings_first_words_and_figures(tmp_path: Path) -> None:
+    figure = nbformat.v4.new_output("display_data", data={"image/png": "aGVsbG8="})
+    words = " ".join(["word"] * slides.WORDS)
+    cells = [
+        nbformat.v4.new_markdown_cell(f"# 40 · A title\n\nfirst\n\n{words}\n\n**Time:** long"),
+        nbformat.v4.new_markdown_cell("## 1 · A part\n\nbefore\n\n$$x=1$$\n\nafter\n\n### Exercise\n\nno"),
+        nbformat.v4.new_code_cell("plot()", outputs=[figure]),
+        nbformat.v4.new_code_cell("plot()", outputs=[figure], metadata={"tags": ["no-slide"]}),
+    ]
+    text = slides.deck(nbformat.v4.new_notebook(cells=cells), "40_paper", tmp_path)
+    assert re.findall(r"^#+ .+", text, re.MULTILINE) == ["# 40 · A title", "## 1 · A part", "### 1 · A part"]
+    assert "first" in text and "before" in text and "$$x=1$$" in text and "![1 · A part](40_0.png)" in text
+    assert not any(word in text for word in ("word", "Time", "after", "Exercise", "no"))
+    assert (tmp_path / "40_0.png").read_bytes() == b"hello" and len(list(tmp_path.iterdir())) == 1
+
+
 # ------------------------------------------------------------------------------------------------ its check
 
 
@@ -162,7 +179,7 @@ def test_the_lock_of_the_book_has_hashes_and_agrees_with_pyproject() -> None:
 def test_the_workflow_makes_the_book_and_publishes_the_main_branch_only() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text())
     jobs = workflow["jobs"]
-    assert "make book" in [step.get("run") for step in jobs["build"]["steps"]]
+    assert {"make book", "make slides"} <= {step.get("run") for step in jobs["build"]["steps"]}
     assert jobs["publish"]["if"] == "github.event_name == 'push'" and jobs["publish"]["needs"] == "build"
     for step in (step for job in jobs.values() for step in job["steps"]):
         assert "uses" not in step or re.search(r"@(v\d+|[0-9a-f]{40})$", step["uses"]), step

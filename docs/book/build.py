@@ -36,7 +36,7 @@ def stage(folder: Path, root: Path = ROOT) -> None:
     for source, copy in pages.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, copy)
-    for name in ("conf.py", "references.bib"):
+    for name in ("conf.py", "references.bib", "slides.css"):
         shutil.copy(root / "docs" / "book" / name, folder / name)
     labels = wanted_labels(root / "notebooks")
     for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):

@@ -22,12 +22,16 @@ myst_update_mathjax = False
 
 # MathJax lies in a package: what it needs is copied, nothing of it is executed here
 MATHJAX = Path(str(distribution("sphinx-mathjax-offline").locate_file("sphinx-mathjax-offline")), "static")
-html_static_path = [str(MATHJAX)]
+html_static_path = [str(MATHJAX), "slides.css"]
 mathjax_path = "mathjax/tex-mml-chtml.js"
 mathjax3_config = {"options": {"processHtmlClass": "tex2jax_process|mathjax_process|math|output_area"}}
 
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "unsrt"
+
+revealjs_static_path = html_static_path
+revealjs_style_theme = "white"
+revealjs_css_files = ["slides.css"]
 
 html_theme = "sphinx_book_theme"
 html_title = "facelab: a course in inverse face rendering"
