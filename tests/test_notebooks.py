@@ -352,6 +352,7 @@ def test_cells_can_be_run_again_in_any_order(master: Path) -> None:
 
 WORDS, LINES = 250, 40  # of a cell
 LONG = {
+    "00": 1,
     "10": 4,
     "20": 7,
     "21": 7,
