@@ -1,6 +1,6 @@
 """How fast are CoarseNet and FineNet beside optimising each picture under the same criterion?
 
-    python benchmarks/finenet.py [--pictures 3] [--steps 150]
+    python benchmarks/finenet.py runs/finenet/finenet.safetensors [--pictures 3] [--steps 150]
 
 Milliseconds of a thread's computing per picture at 200² and 400² px: CoarseNet's four looks, the rendering
 layer, FineNet (which looks at the mirrored picture, too), and `optimise`, the shape from shading that FineNet
@@ -58,13 +58,14 @@ def measured(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="of train_finenet.py")
     parser.add_argument("--pictures", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150, help="of the optimisation")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    coarse, fine = CoarseNet.load(), FineNet.load("finenet")
+    coarse, fine = CoarseNet.load(), FineNet.load(args.checkpoint)
     sides = {str(side): measured(coarse, fine, side, args.pictures, args.steps) for side in SIDES}
     report = {"run": describe_run(62), "pictures": args.pictures, "steps": args.steps, "sides": sides}
     args.out.mkdir(parents=True, exist_ok=True)

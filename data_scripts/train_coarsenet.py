@@ -70,7 +70,7 @@ class Settings:
 
 PRESETS = {
     "full": Settings(),
-    "cpu": Settings("slim", 80, 32, 2_400, 1e-3, "32-true", pictures=24_576, warm=0.4),
+    "cpu": Settings("slim", 80, 32, 1_600, 1e-3, "32-true", pictures=24_576, warm=0.6),
     "tiny": Settings("small", 60, 8, 12, 1e-3, "32-true", warm=0.3),
 }
 
@@ -164,7 +164,7 @@ def train(folder: Path, settings: Settings, device: str, corpus: Path | None = N
         said = network(network_input(model, estimate, images, channels)).float()
         loss = (geometry(said, truth) + balance * pose_loss(said, truth)).mean()
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate * min(1.0, (step + 1) / 200, 2 * (1 - step / settings.steps) + 0.02)
+            group["lr"] = settings.rate * min(1.0, (step + 1) / 200, 4 * (1 - step / settings.steps) + 0.02)
         optimizer.zero_grad()
         run.backward(loss)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 20.0)

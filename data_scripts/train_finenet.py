@@ -56,7 +56,7 @@ class Settings:
 
 PRESETS = {
     "full": Settings(),
-    "cpu": Settings(16, 200, 4, 200, 1e-3, "32-true"),
+    "cpu": Settings(16, 200, 4, 3_000, 5e-4, "32-true"),
     "tiny": Settings(4, 64, 2, 6, 1e-3, "32-true", 0),
 }
 

@@ -149,7 +149,6 @@ def test_geometry_loss_is_the_vertices_squared_distance(model: MorphableModel) -
 
 
 def test_depth_map_is_the_rasterized_surface(model: MorphableModel) -> None:
-    """Eq. 6."""
     r = 0.5 * vectors(model, 2)
     depth, mask = depth_map(model, r, SIZE)
     face = decode(model, r, SIZE)
@@ -232,7 +231,6 @@ def scene(detail: float) -> dict[str, Tensor]:
 
 
 def test_least_squares_find_the_light_and_the_skin_that_made_a_picture() -> None:
-    """Eqs. 9 to 12."""
     s = scene(0.0)
     known = dict(rtol=0, atol=1e-4)
     light = estimate_light(s["image"], s["normals"], s["albedo"], s["mask"])
@@ -252,7 +250,6 @@ def test_least_squares_find_the_light_and_the_skin_that_made_a_picture() -> None
 
 
 def test_terms_are_those_of_a_loop_over_pixels() -> None:
-    """Eqs. 8, 13 and 14."""
     s, coarse, depth = scene(0.5), bowl(), bowl(0.7)
     terms = criterion(depth, coarse, s["image"], s["albedo"], s["light"], CAMERA, s["mask"])
     normals, pixels = depth_normals(depth, CAMERA), 0
@@ -420,13 +417,30 @@ def test_a_trained_network_comes_back_as_a_method(
     said = iterate(method.network, model, crop.image[None], 2, coarsenet.CHANNELS[channels])
     torch.testing.assert_close(r, said[-1][0])
     one = coarsenet.OneLook.load(tmp_path / "coarsenet.safetensors")
-    torch.testing.assert_close(one.look(photo)[1], said[0][0])
+    crop, r = one.look(photo)
+    torch.testing.assert_close(r, iterate(one.network, model, crop.image[None], 1, one.channels)[0][0])
     card = tmp_path / "coarsenet.json"
     card.write_text(card.read_text().replace("CoarseNet", "MoFA"))
     with pytest.raises(ModelFileError, match="train_coarsenet"):
         CoarseNet.load(tmp_path / "coarsenet.safetensors")
     with pytest.raises(ParameterError, match=r"both, pncc, normals, none"):
         coarsenet.make_network("slim", model, "depth")
+
+
+def test_the_shipped_network_knows_faces_that_it_has_not_seen(model: MorphableModel) -> None:
+    """Renders, of which it saw others; beside the mean face in the middle, and beside its own first look."""
+    method = CoarseNet.load()
+    faces = train_coarsenet.Faces(replace(train_coarsenet.PRESETS["cpu"], side=method.side), 4321, 32)
+    images, truth = faces(0)
+    said = iterate(method.network, model, images, 4, method.channels)
+    geometry, zero = GeometryLoss(model), torch.zeros_like(truth)
+    assert pose_loss(said[3], truth).mean() < 0.25 * pose_loss(zero, truth).mean()
+    assert geometry(said[3], truth).mean() < 0.9 * geometry(zero, truth).mean()
+    with torch.no_grad():  # it looks at the picture: a wrong estimate is corrected
+        other = truth.roll(1, 0)
+        after = method.network(network_input(model, other, images, method.channels))
+    assert pose_loss(after, truth).mean() < 0.3 * pose_loss(other, truth).mean()
+    assert pose_loss(after, truth).mean() < 0.3 * pose_loss(after, other).mean()
 
 
 def test_a_training_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:

@@ -345,6 +345,14 @@ def test_the_method_answers_with_a_finer_mesh(model: MorphableModel) -> None:
             plain.reconstruct(broken)
 
 
+def test_pixels_without_a_face_in_the_estimate_do_not_count(faces: WrinkledFaces) -> None:
+    """A coarse face that lies beside the real one leaves skin uncovered: no depth there, not one of 0 mm."""
+    hole = torch.zeros_like(faces.skin)
+    hole[..., : SIZE // 2] = True
+    said = relief_errors(torch.where(hole, 0.0, faces.depth), faces)
+    assert said["depth_mm"] < 1e-2 and said["skin_degrees"] < 0.5, said
+
+
 def find(photo: Tensor) -> Tensor:
     from facelab.photos import find_face
 

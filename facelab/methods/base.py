@@ -37,6 +37,7 @@ METHODS: Mapping[str, str] = {
     "own skin": "facelab.methods.baselines:FittingOwnSkin",
     "inversefacenet": "facelab.methods.inversefacenet:InverseFaceNet",
     "mofa": "facelab.methods.mofa:MoFA",
+    "coarsenet": "facelab.methods.coarsenet:CoarseNet",
     "specular": "facelab.methods.specular:Specular",
 }
 """Every method that works without more than the package brings: its name, and "module:Class"."""

@@ -1,6 +1,6 @@
 """CoarseNet, the rendering layer and FineNet in one (Richardson et al. 2017, Figure 3): a detailed face.
 
-    method = CoarseToFine.load(side=400)        # the shipped networks
+    method = CoarseToFine.load("runs/finenet/finenet.safetensors", side=400)    # with the shipped CoarseNet
     said = method.reconstruct(photo)            # a mesh with folds, on the face model's finest level
     seen = method.look(photo)                   # depth maps, face and crop
 
@@ -69,9 +69,8 @@ class CoarseToFine:
         self.finest = MorphableModel.load(subdivisions=2)
 
     @classmethod
-    def load(cls, path: str | Path = "finenet", side: int = 200) -> CoarseToFine:
-        """The shipped CoarseNet with FineNet from a checkpoint, by default the shipped one. Raises
-        ModelFileError."""
+    def load(cls, path: str | Path, side: int = 200) -> CoarseToFine:
+        """The shipped CoarseNet with a FineNet of `data_scripts/train_finenet.py`. Raises ModelFileError."""
         return cls(CoarseNet.load(), FineNet.load(path), side)
 
     @torch.no_grad()

@@ -129,9 +129,10 @@ def shaded(
 def relief_errors(depth: Tensor, faces: WrinkledFaces) -> dict[str, float]:
     """How far depth maps (B, 1, S, S) mm are from the truth: mean angle between the normals in degrees on the
     whole skin ("skin_degrees") and where there are folds ("folds_degrees"), and "depth_mm", distance
-    forgiven. Grazing skin, where normals from a depth map mean little, is left out."""
+    forgiven. Grazing skin, where normals from a depth map mean little, is left out, and so are pixels that
+    the estimate does not cover (depth 0)."""
     truth, said = (depth_normals(part, faces.camera) for part in (faces.depth, depth))
-    skin = interior(faces.skin) & (truth[:, 2:] > 0.3)
+    skin = interior(faces.skin & (depth > 0)) & (truth[:, 2:] > 0.3)
     angle = (truth * said).sum(-3, keepdim=True).clamp(-1, 1).acos().rad2deg()
     off = depth - faces.depth
     level = (off * skin).sum((-2, -1), keepdim=True) / skin.sum((-2, -1), keepdim=True).clamp(min=1)

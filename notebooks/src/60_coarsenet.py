@@ -16,6 +16,7 @@ import math
 
 import matplotlib.pyplot as plt
 import torch
+from skimage.data import astronaut
 from torch import Tensor
 
 from facelab.course import checks
@@ -25,6 +26,7 @@ from facelab.geometry.rotations import euler_to_matrix
 from facelab.methods.coarsenet import (
     GREY,
     UNITS,
+    CoarseNet,
     GeometryLoss,
     decode,
     depth_map,
@@ -34,6 +36,7 @@ from facelab.methods.coarsenet import (
     mixed,
     network_input,
     pose_loss,
+    shrunk,
     vectors_of,
 )
 from facelab.model.morphable_model import MorphableModel
@@ -65,9 +68,9 @@ print(f"{len(model.mean)} vertices, {len(model.triangles)} triangles; DEVICE {DE
 
 # %% [markdown]
 # `side`: pixels of the network's input (the paper: 200); `batches` of `pictures` rendered faces, shown again
-# and again for `steps`. `tiny` and `quick` train miniatures that show the mechanism. For a network to use,
-# run `data_scripts/train_coarsenet.py` (presets `cpu` and `full`), which is this notebook's loop with
-# pictures drawn on the fly and files that survive a kill.
+# and again for `steps`. `tiny` and `quick` train miniatures that show the mechanism. The network that
+# is shipped comes from `data_scripts/train.py coarsenet`, which is this notebook's loop with thousands of
+# pictures and files that survive a kill.
 #
 # ## 1 · The solution space (Section 3.1)
 #
@@ -375,13 +378,8 @@ assert numbers["gmse_vs_library"] < 1e-3
 # ## 5 · Training
 #
 # A ResNet; the last layer says $r$ itself, not a correction. Our miniature has the small network of notebook
-# 40. It is trained three times: with the feedback of Eq. 3, with another that we explain below, and, as a
-# control, without any (it then sees the grey picture alone, unmasked).
-#
-# **What Eq. 3 teaches.** The estimate $r_t$ already contains a share of the truth, which its drawing shows
-# plainly: to read it off is easier than to look at the picture. Used from $r_0=0$ there is nothing to read
-# off. The other way shows the network what it will see when it is used: *its own last answer* to the same
-# picture, from the mean face on; a quarter of the pictures begins anew each time.
+# 40. It is trained twice, with the feedback and, as a control, without (it then sees the grey picture alone,
+# unmasked).
 
 # %% tags=["long"]
 batches = [source.batch(i) for i in range(P["batches"])]
@@ -389,22 +387,18 @@ truths = [truth_of(part) for part in batches]
 history: dict[str, list[float]] = {}
 
 
-def trained(name: str, channels: tuple[str, ...], own: bool) -> torch.nn.Module:
-    """A network that has seen all batches for the preset's steps; `own`: with its own last answers."""
+def trained(name: str, channels: tuple[str, ...]) -> torch.nn.Module:
+    """A network that has seen all batches for the preset's steps."""
     start = torch.Generator().manual_seed(SEED)
     net = encoder(P["network"], parts.size, "normal", None, 1 + 3 * len(channels), start).to(DEVICE)
     optimizer = torch.optim.AdamW(net.parameters(), 2e-3 if P["network"] in ("small", "medium") else 1e-3)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, 2 * (1 - s / P["steps"])))
-    answers = [torch.zeros_like(part) for part in truths]
     for step in range(P["steps"]):
-        turn, k = divmod(step, len(batches))
-        images, wanted = batches[k]["image"], truths[k]
+        images, wanted = batches[step % len(batches)]["image"], truths[step % len(batches)]
         draw = torch.Generator().manual_seed(1000 * SEED + step)
         other = wanted[torch.randperm(len(wanted), generator=draw)]
-        goes_on = (torch.arange(len(wanted)) % 4 != turn % 4)[:, None]  # the others begin anew
-        estimate = answers[k] * goes_on if own else mixed(wanted, other, draw)
-        said = net(network_input(model, estimate, images, channels).to(DEVICE)).cpu()
-        answers[k] = said.detach()
+        shows = network_input(model, mixed(wanted, other, draw), images, channels)
+        said = net(shows.to(DEVICE)).cpu()
         loss = (geometry(said, wanted) + balance * pose_loss(said, wanted)).mean()
         optimizer.zero_grad()
         history.setdefault(name, []).append(float(loss.detach()))
@@ -415,8 +409,8 @@ def trained(name: str, channels: tuple[str, ...], own: bool) -> torch.nn.Module:
     return net.eval().cpu()
 
 
-CHANNELS = {"feedback": ("pncc", "normals"), "Eq. 3": ("pncc", "normals"), "no feedback": ()}
-networks = {name: trained(name, channels, name == "feedback") for name, channels in CHANNELS.items()}
+CHANNELS = {"feedback": ("pncc", "normals"), "no feedback": ()}
+networks = {name: trained(name, channels) for name, channels in CHANNELS.items()}
 print("million weights:", round(sum(p.numel() for p in networks["feedback"].parameters()) / 1e6, 1))
 
 # %% [markdown]
@@ -447,20 +441,14 @@ for name, said in familiar.items():
     rows |= {f"seen in training: {name}, look {k + 1}": errors(said[k], known_truth) for k in (0, 3)}
 for name, row in rows.items():
     print(f"{name:40} shape {row['mm']:6.2f} mm   pose {row['pose']:6.3f}")
-for name in ("feedback", "Eq. 3"):
-    for shown_first, r in (("the truth", wanted), ("another's face", wanted.roll(1, 0))):
-        with torch.no_grad():
-            answer = networks[name](network_input(model, r, images, CHANNELS[name]))
-        off, own = errors(answer, wanted)["pose"], errors(answer, r)["pose"]
-        print(f"{name:10} shown {shown_first:15} pose off by {off:.3f}, from what was shown by {own:.3f}")
 numbers["seen_mean_pose"] = rows["seen in training: mean face"]["pose"]
 numbers["seen_feedback_pose"] = rows["seen in training: feedback, look 4"]["pose"]
 numbers["loss_ratio"] = sum(history["feedback"][-4:]) / sum(history["feedback"][:4])
 
 # %% [markdown]
 # Without feedback a second look sees what the first one saw; with it the answer moves. A miniature that has
-# seen a few dozen pictures learns those, pose first, as in notebook 50, and next to nothing about new ones;
-# how far feedback carries can only be seen on a long training. Figure 4, on a picture that it knows:
+# seen a few dozen pictures learns those, pose first, as in notebook 50, and next to nothing about new ones.
+# Figure 4, on a picture that it knows:
 
 # %%
 k = int(
@@ -470,6 +458,37 @@ looks = torch.stack([0 * known_truth[k], *(said[k] for said in familiar["feedbac
 drawn, mask = feedback(model, looks, P["side"])
 titles = ["start", "1 look", "2 looks", "3 looks", "4 looks", "truth"]
 image_grid([*(known[k] * mask.float()), *drawn[:, :3], *drawn[:, 3:]], titles, columns=6, inches=1.3)
+
+# %% [markdown]
+# **The shipped network** has the same seven channels and saw many more pictures, but none of these. Its four
+# looks at them, and at a photograph (the astronaut, NASA, public domain):
+
+# %%
+shipped = CoarseNet.load()
+unseen = Renderer(CorpusSpec("portrait", SEED + 61, shipped.side, subdivisions=0, batch=32)).batch(0)
+faces_unseen = source.distribution.decode(source.model, unseen["parameters"], shipped.side)
+true_unseen = vectors_of(model, faces_unseen, shipped.side)
+said_unseen = iterate(shipped.network, model, unseen["image"], 4, shipped.channels)
+for k, r in enumerate((0 * true_unseen, *said_unseen)):
+    row = errors(r, true_unseen)
+    print(f"{f'look {k}' if k else 'mean face':10} shape {row['mm']:6.2f} mm   pose {row['pose']:6.3f}")
+    numbers[f"shipped_pose_{k}"], numbers[f"shipped_mm_{k}"] = row["pose"], row["mm"]
+with torch.no_grad():  # does it look at the picture, or repeat what it is shown?
+    other_face = true_unseen.roll(1, 0)
+    answer = shipped.network(network_input(model, other_face, unseen["image"], shipped.channels))
+numbers["misled_pose"], numbers["repeated_pose"] = (
+    errors(answer, r)["pose"] for r in (true_unseen, other_face)
+)
+print(f"shown another's face and pose: pose off the truth by {numbers['misled_pose']:.3f}, "
+      f"off what it was shown by {numbers['repeated_pose']:.3f}")  # fmt: skip
+
+photo = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
+crop, _ = shipped.look(photo, 200)
+small_photo = shrunk(crop.image[None], shipped.side)
+looks = torch.cat([parts.zeros(1), *iterate(shipped.network, model, small_photo, 4, shipped.channels)])
+drawn, mask = feedback(model, looks, 200)
+overlay = torch.where(mask, 0.5 * crop.image + 0.5 * drawn[:, 3:], crop.image)
+image_grid([*(crop.image * mask), *overlay], titles[:5], columns=5, inches=1.5)
 
 # %% [markdown]
 # ## 7 · The rendering layer (Section 4.1)

@@ -28,7 +28,7 @@ from facelab.course.viewer import fit_camera, geometry_image, image_grid
 from facelab.export import export_glb, relief_normals, textured_mesh, with_relief
 from facelab.geometry.camera import WeakPerspectiveCamera
 from facelab.methods.coarse_to_fine import CoarseToFine, EndToEnd
-from facelab.methods.coarsenet import LandmarkFace, layout
+from facelab.methods.coarsenet import CoarseNet, layout
 from facelab.methods.finenet import WEIGHTS, FineNet, View, observe, optimise, skin_maps
 from facelab.methods.relief import displaced
 from facelab.methods.shading_criterion import first_order, interior, laplacian
@@ -476,13 +476,13 @@ if P["large"]:
 # %% [markdown]
 # ## 7 · A photograph, and the detail on its mesh (Section 4.4)
 #
-# CoarseNet's place is taken by the face that fits the landmarks (`LandmarkFace`); put a trained CoarseNet
-# there when you have one. First the criterion's own answer for the astronaut (NASA, public domain), then both
-# networks as a method:
+# The shipped CoarseNet (notebook 60) with our miniature FineNet on the astronaut (NASA, public domain), and
+# beside it the criterion's own answer. `LandmarkFace`, which fits detected landmarks, can take CoarseNet's
+# place.
 
 # %%
 photo = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
-coarse = LandmarkFace()
+coarse = CoarseNet.load()
 method = CoarseToFine(coarse, network, P["photo"])
 look = method.look(photo)
 real = observe(coarse.fine, look.r[None], look.crop.image[None], robust=True)
