@@ -53,7 +53,7 @@ class Settings:
 PRESETS = {
     "full": Settings(),
     "cpu": Settings(
-        64, (64, 64, 48, 24, 12), (8,) * 5, (200, 200, 200, 200, 60), 8e-3, 1.0, 8, 0.95, projection=30
+        64, (64, 64, 48, 24, 12), (8,) * 5, (200, 400, 800, 1500, 3000), 8e-3, 1.0, 8, 0.99, projection=100
     ),
     "tiny": Settings(8, (8, 8), (4, 4), (3, 5), 2e-3, 1.0, 2, 0.9, projection=10),
 }  # fmt: skip

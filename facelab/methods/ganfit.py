@@ -1,6 +1,6 @@
 """GANFIT (Gecer et al. 2019): fitting with a texture GAN for the skin and a recognition network for an eye.
 
-    method = GANFIT.load()                              # with the shipped generator
+    method = GANFIT.load("runs/texture_gan/texture_gan.safetensors")    # of train_texture_gan.py
     said = method.reconstruct(photo)                    # its face has a texture
     several = method.reconstruct_together(photos)       # of one person: Eq. 13
 
@@ -133,8 +133,8 @@ class GANFIT:
         )  # fmt: skip
 
     @classmethod
-    def load(cls, path: str | Path = "texture_gan") -> GANFIT:
-        """With a generator of train_texture_gan.py. Raises ModelFileError."""
+    def load(cls, path: str | Path) -> GANFIT:
+        """With a generator of train_texture_gan.py; none is shipped. Raises ModelFileError."""
         return cls(load_trained(path, "train_texture_gan.py", build_generator)[0])
 
     def reconstruct(self, image: Tensor) -> Reconstruction:

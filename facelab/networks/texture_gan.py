@@ -1,6 +1,6 @@
 """A progressive GAN of UV textures: GANFIT's texture model (Gecer et al. 2019, Sec. 3.1; Karras et al. 2018).
 
-    generator = load_generator()                           # the shipped one, or a checkpoint of your own
+    generator, card = load_trained(path, "train_texture_gan.py", build_generator)
     texture = generator.texture(latent)                    # (B, K) -> (B, 4, S, S) linear diffuse RGB and F0
     latent = project(generator, texture)                   # min |G(p) - I|, the paper's answer to PCA
 
