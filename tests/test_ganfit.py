@@ -70,9 +70,9 @@ def test_it_finds_the_texture_that_was_drawn(
     start = method.generator.texture(method.layout.split(method.start(1))["texture"])[0]
     middle = [t[:3, 5:10, 5:11] for t in (truth, fit.faces.texture[0].detach(), start)]
     near = [t / t.mean((1, 2), keepdim=True) for t in middle]
-    assert (near[1] - near[0]).abs().mean() < 0.8 * (near[2] - near[0]).abs().mean()
+    assert (near[1] - near[0]).abs().mean() < 0.9 * (near[2] - near[0]).abs().mean()
     totals = [sum(terms.values()) for terms in fit.history]
-    assert totals[-1] < 0.7 * totals[0]
+    assert totals[-1] < 0.85 * totals[0]
 
 
 def test_one_person_in_all_photographs(method: GANFIT, fitted: tuple[list[Crop], Tensor, GanFit]) -> None:
