@@ -149,6 +149,7 @@ def test_geometry_loss_is_the_vertices_squared_distance(model: MorphableModel) -
 
 
 def test_depth_map_is_the_rasterized_surface(model: MorphableModel) -> None:
+    """Eq. 6."""
     r = 0.5 * vectors(model, 2)
     depth, mask = depth_map(model, r, SIZE)
     face = decode(model, r, SIZE)
@@ -231,6 +232,7 @@ def scene(detail: float) -> dict[str, Tensor]:
 
 
 def test_least_squares_find_the_light_and_the_skin_that_made_a_picture() -> None:
+    """Eqs. 9 to 12."""
     s = scene(0.0)
     known = dict(rtol=0, atol=1e-4)
     light = estimate_light(s["image"], s["normals"], s["albedo"], s["mask"])
@@ -250,6 +252,7 @@ def test_least_squares_find_the_light_and_the_skin_that_made_a_picture() -> None
 
 
 def test_terms_are_those_of_a_loop_over_pixels() -> None:
+    """Eqs. 8, 13 and 14."""
     s, coarse, depth = scene(0.5), bowl(), bowl(0.7)
     terms = criterion(depth, coarse, s["image"], s["albedo"], s["light"], CAMERA, s["mask"])
     normals, pixels = depth_normals(depth, CAMERA), 0
