@@ -32,6 +32,7 @@ from tqdm import tqdm
 from facelab.geometry.camera import PerspectiveCamera
 from facelab.geometry.rotations import euler_to_matrix
 from facelab.methods.base import METHODS, make_method
+from facelab.methods.baselines import FittingOwnSkin
 from facelab.model.face import Face, draw
 from facelab.model.morphable_model import MorphableModel
 from facelab.model.records import Reconstruction
@@ -47,7 +48,7 @@ from report import describe_run
 RESULTS = Path(__file__).parent / "results"
 SIZE, YAWS = 240, (-20.0, 0.0, 20.0)
 DISTANCE = 900.0  # mm
-COMPARED = ("average face", "full fitting", "own skin", "mofa", "inversefacenet")
+COMPARED = ("average face", "full fitting", "own skin", "mofa", "inversefacenet", "specular")
 
 
 def soft_light() -> SphericalHarmonicsLight:
@@ -138,9 +139,13 @@ def main() -> None:
         try:
             photos = [load_photo(path) for path in (first, second)]
             points = [find_face(photo, detector).landmarks for photo in photos]
-            said: dict[str, Reconstruction] = {
-                name: method.reconstruct(photos[0]) for name, method in methods.items()
-            }
+            said: dict[str, Reconstruction] = {}
+            for name, method in methods.items():
+                fitted = said.get("full fitting")
+                if fitted is not None and isinstance(method, FittingOwnSkin):
+                    said[name] = method.dressed(fitted, photos[0])
+                else:
+                    said[name] = method.reconstruct(photos[0])
         except FacelabError as error:
             tqdm.write(f"{first.parent.name} is left out: {error}")
             continue

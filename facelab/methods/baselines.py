@@ -14,6 +14,7 @@ from facelab.methods.textures import unwrap
 from facelab.model.morphable_model import MorphableModel
 from facelab.model.records import Reconstruction
 from facelab.photos import crop_face, find_face
+from facelab.support.errors import ParameterError
 
 
 class LandmarkFitting:
@@ -59,9 +60,13 @@ class FittingOwnSkin(FullFitting):
     name = "fitting, own skin"
 
     def reconstruct(self, image: Tensor) -> Reconstruction:
-        face = super().reconstruct(image).face
-        assert face is not None
-        model = self.model.truncate(
-            *(part.shape[-1] for part in (face.identity, face.expression, face.albedo))
-        )
+        return self.dressed(super().reconstruct(image), image)
+
+    def dressed(self, said: Reconstruction, image: Tensor) -> Reconstruction:
+        """A fit of the picture, with the picture's skin. Raises ParameterError for one without a face."""
+        face = said.face
+        if face is None:
+            raise ParameterError("This reconstruction has no coefficients, so no skin can be laid on it.")
+        counts = (part.shape[-1] for part in (face.identity, face.expression, face.albedo))
+        model = self.model.truncate(*counts)
         return Reconstruction.of(replace(face, texture=unwrap(face, image, model)), model, *image.shape[-2:])
