@@ -50,7 +50,7 @@ def main() -> None:
     shown = {name: found[name] for name in METHODS if name in found}
     rows = [row for sets in shown.values() for row in sets.values()]
     counts = {
-        name: " to ".join(str(n) for n in sorted({len(r.outcomes) for r in rows if r.test_set == name}))
+        name: " or ".join(str(n) for n in sorted({len(r.outcomes) for r in rows if r.test_set == name}))
         for name in dict.fromkeys(test_set for test_set, *_ in COLUMNS)
     }
     pictures = ", ".join(f"{n} of {name.replace(PHOTOGRAPHS, 'photographs')}" for name, n in counts.items())
@@ -58,7 +58,8 @@ def main() -> None:
     table = [
         "Medians. Shape is the RMSE of corresponding vertices after rigid alignment (true size counts), skin",
         "the error of the diffuse albedo, colours that of the drawn picture, identity the cosine of a judge",
-        f"that no method asks (SFace; 1 is best). Pictures: {pictures}.",
+        "that no method asks (SFace; 1 is best). Pictures:",
+        f"{pictures}.",
         f"{rows[0].hardware.split(',')[0]}, one thread, {max(row.date for row in rows)}; seeds, commits and",
         "all measures are in `results/*.csv`.\n",
         f"| method | {headings} | ms |",
