@@ -33,7 +33,7 @@ SOURCES = NOTEBOOKS / "src"
 EXERCISES = NOTEBOOKS / "exercises"
 MARKER = "# SOLUTION"
 CHECKED = re.compile(r'checks\.check\("(.+?)"')
-QUALITY = 80  # of JPEG
+JPEG = {"quality": 80, "subsampling": 2, "optimize": True, "progressive": True}
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
@@ -139,7 +139,7 @@ def shrink(notebook: nbformat.NotebookNode) -> None:
                 picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")
                 opaque = Image.new("RGB", picture.size, "white")
                 opaque.paste(picture, mask=picture.getchannel("A"))
-                jpeg = encoded(opaque, "JPEG", quality=QUALITY, subsampling=2, optimize=True, progressive=True)
+                jpeg = encoded(opaque, "JPEG", **JPEG)
                 if 2 * len(jpeg) < len(png):
                     del output.data["image/png"]
                     output.data["image/jpeg"] = jpeg
