@@ -22,7 +22,7 @@ COLUMNS = (  # test set, measure, heading, decimals
 METHODS = {  # the rows' names, in this order
     "average face": "an average face on a detector's landmarks",
     "full fitting": "fitting by optimisation",
-    "fitting, own skin": "… with the skin of the photograph",
+    "own skin": "… with the skin of the photograph",
     "inversefacenet": "InverseFaceNet (2018)",
     "MoFA": "MoFA (2017)",
     "coarsenet": "CoarseNet (2017)",

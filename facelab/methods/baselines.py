@@ -57,7 +57,7 @@ class FullFitting(LandmarkFitting):
 class FittingOwnSkin(FullFitting):
     """Fitting by optimisation, then the skin that the photograph shows in place of the model's."""
 
-    name = "fitting, own skin"
+    name = "own skin"
 
     def reconstruct(self, image: Tensor) -> Reconstruction:
         return self.dressed(super().reconstruct(image), image)
