@@ -70,7 +70,7 @@ class Settings:
 
 PRESETS = {
     "full": Settings(),
-    "cpu": Settings("slim", 80, 32, 1_600, 1e-3, "32-true", pictures=24_576, warm=0.6),
+    "cpu": Settings("slim", 80, 32, 3_000, 1e-3, "32-true", pictures=24_576, warm=0.6),
     "tiny": Settings("small", 60, 8, 12, 1e-3, "32-true", warm=0.3),
 }
 
