@@ -1,12 +1,20 @@
 """Train the progressive GAN of UV textures (Gecer et al. 2019, Sec. 3.1; Karras et al. 2018).
 
-    python data_scripts/build_textures.py runs/textures.safetensors --count 1000
-    python data_scripts/train_texture_gan.py runs/texture_gan runs/textures.safetensors      # resumable
+    python data_scripts/build_textures.py runs/painted.safetensors
+    python data_scripts/build_textures.py runs/unwrapped.safetensors --photos FOLDER ...
+    python data_scripts/train_texture_gan.py runs/texture_gan runs/{painted,unwrapped}.safetensors
     python data_scripts/train_texture_gan.py runs/full runs/textures512.safetensors --preset full
 
 The losses are the logistic ones with R1, a gradient penalty on real textures (Mescheder et al. 2018), which
 need one step of the discriminator per step of the generator; what is kept is the running mean of the
-generator's weights. Run again to go on after a kill: the same bytes come out. Half the textures are mirrored.
+generator's weights. Half the textures are mirrored.
+
+Not in Karras et al.: half the latents of a step are real textures' own, their principal components in
+standard deviations, and what the generator makes of those has to be near (L1) the texture, as in a VAE-GAN
+(Larsen et al. 2016) whose encoder is a PCA. A GAN alone finds all kinds of faces only after days on a GPU;
+a PCA has them from the start, and blurs. `anchor=0` in a preset is the GAN alone.
+
+Run again to go on after a kill: the same bytes come out.
 """
 
 from __future__ import annotations
@@ -23,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facelab.networks.texture_gan import Discriminator, Generator, at_level, decode, project
+from facelab.networks.texture_gan import Components, Discriminator, Generator, at_level, decode, project
 from facelab.support.errors import ModelFileError, ParameterError
 from facelab.support.files import as_json, guarded, read_tensors, write_whole
 from facelab.training import Run, batch_indices, save_checkpoint
@@ -43,6 +51,8 @@ class Settings:
     rate: float = 1e-3
     r1: float = 10.0
     every_r1: int = 8
+    anchor: float = 0.0
+    """weight of the distance of what is made of real textures' components to them"""
     average: float = 0.999
     precision: str = "32-true"
     projection: int = 300
@@ -53,9 +63,10 @@ class Settings:
 PRESETS = {
     "full": Settings(),
     "cpu": Settings(
-        64, (64, 64, 48, 24, 12), (8,) * 5, (200, 400, 800, 1500, 3000), 8e-3, 1.0, 8, 0.99, projection=100
+        128, (128, 128, 96, 64, 32, 16), (16, 16, 16, 16, 16, 8), (200, 300, 600, 1000, 1600, 2400), 4e-3,
+        1.0, 8, 10.0, 0.995, "bf16-mixed", 200,
     ),
-    "tiny": Settings(8, (8, 8), (4, 4), (3, 5), 2e-3, 1.0, 2, 0.9, projection=10),
+    "tiny": Settings(8, (8, 8), (4, 4), (3, 5), 2e-3, 1.0, 2, 1.0, 0.9, projection=10),
 }  # fmt: skip
 
 
@@ -94,13 +105,6 @@ def sized(textures: Tensor, side: int) -> Tensor:
     )
 
 
-def principal_components(known: Tensor, others: Tensor, count: int) -> Tensor:
-    """Others (M, D) as the mean and `count` principal components of the known (N, D) have them."""
-    mean = known.mean(0)
-    basis = torch.linalg.svd(known - mean, full_matrices=False)[2][:count]
-    return mean + (others - mean) @ basis.T @ basis
-
-
 def fineness(pictures: Tensor) -> float:
     """Mean square of what an average over 4×4 texels takes away from pictures (N, C, S, S)."""
     coarse = F.interpolate(F.avg_pool2d(pictures, 4), scale_factor=4.0)
@@ -123,7 +127,8 @@ def evaluate(generator: Generator, known: Tensor, held_out: Tensor, steps: int) 
     )
     rows = {"gan": found}
     flat = known.flatten(1), held_out.flatten(1)
-    rows["pca"] = principal_components(*flat, generator.latent).view_as(held_out)
+    components = Components.of(known, generator.latent)
+    rows["pca"] = components.textures(components.latents(held_out)).view_as(held_out)
     rows["mean"] = known.mean(0).expand_as(held_out)
     result = {f"error_{name}": float((row - held_out).abs().mean()) for name, row in rows.items()}
     result |= {
@@ -148,11 +153,15 @@ def train(
     drawn = torch.Generator().manual_seed(settings.seed)
     generator = Generator(settings.latent, settings.channels, drawn)
     critic = Discriminator(settings.channels, drawn)
-    coded = sized(textures, generator.mean.shape[-1])
+    for part in (generator, critic):
+        part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
+    order = torch.randperm(len(textures), generator=torch.Generator().manual_seed(settings.seed))
+    coded = sized(textures[order], generator.mean.shape[-1])
     coded, held_out = coded[:-HELD_OUT], coded[-HELD_OUT:]
     generator.look_at(coded)
     average = copy.deepcopy(generator).requires_grad_(False).to(run.device)
     real_ones = generator.whitened(coded).to(run.device)
+    components = Components.of(real_ones, settings.latent) if settings.anchor else None
     betas = (0.0, 0.99)
     generator, g_optimizer = run.setup(
         generator, torch.optim.Adam(generator.parameters(), settings.rate, betas)
@@ -168,19 +177,27 @@ def train(
         for group in (*g_optimizer.param_groups, *d_optimizer.param_groups):
             group["lr"] = rate
         real, latents = batch(real_ones, step, settings, run, stage)
-        real = at_level(real, level, last).requires_grad_(step % settings.every_r1 == 0)
+        own = len(real) // 2 if components is not None else 0  # so many latents are the textures' own
+        if components is not None:
+            latents[1, :own] = components.latents(real[:own])
+        penalised = step % settings.every_r1 == 0
+        real = at_level(real, level, last).requires_grad_(penalised)
         with torch.no_grad():
             fake = generator(latents[0], level)
-        says = critic(real, level)
+        says = (critic.module if penalised else critic)(real, level)  # slopes of slopes want all 32 bits
         loss = F.softplus(-says).mean() + F.softplus(critic(fake, level)).mean()
-        if step % settings.every_r1 == 0:
+        if penalised:
             (slope,) = torch.autograd.grad(says.sum(), real, create_graph=True)
             loss = loss + settings.every_r1 * settings.r1 / 2 * slope.square().sum((1, 2, 3)).mean()
         d_optimizer.zero_grad()
         run.backward(loss)
         d_optimizer.step()
         g_optimizer.zero_grad()
-        run.backward(F.softplus(-critic(generator(latents[1], level), level)).mean())
+        made = generator(latents[1], level)
+        loss = F.softplus(-critic(made, level)).mean()
+        if own:
+            loss = loss + settings.anchor * (made[:own] - real[:own].detach()).abs().mean()
+        run.backward(loss)
         g_optimizer.step()
         keep = min(settings.average, (step + 1) / (step + 10))
         for kept, now in zip(average.parameters(), generator.parameters()):
@@ -213,7 +230,7 @@ def batch(real: Tensor, step: int, settings: Settings, run: Run, stage: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("textures", type=Path, help="a file of build_textures.py")
+    parser.add_argument("textures", type=Path, nargs="+", help="files of build_textures.py")
     parser.add_argument("--preset", default="cpu", choices=PRESETS)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device", default="auto")
@@ -221,11 +238,8 @@ def main() -> None:
     settings = PRESETS[arguments.preset]
     if arguments.seed is not None:
         settings = replace(settings, seed=arguments.seed)
-    print(
-        as_json(
-            train(arguments.folder, read_textures(arguments.textures), settings, arguments.device)["held_out"]
-        )
-    )
+    textures = torch.cat([read_textures(path) for path in arguments.textures])
+    print(as_json(train(arguments.folder, textures, settings, arguments.device)["held_out"]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from facelab.methods.ganfit import GANFIT, GanFit, Settings, Weights, average_pe
 from facelab.model.face import Face
 from facelab.model.layout import ParameterLayout
 from facelab.model.textures import bake_texture, unit_uv
-from facelab.networks.texture_gan import Generator, encode, pixel_norm
+from facelab.networks.texture_gan import Generator, Scaled, encode
 from facelab.photos import Crop, crop_face
 from facelab.rendering.illumination import PhongLight
 from facelab.support.errors import DivergenceError, ParameterError
@@ -24,6 +24,8 @@ SIZE = 96
 def method() -> GANFIT:
     """With a generator of random weights about the model's average skin: every latent is another pattern."""
     generator = Generator(8, (16, 12, 8), torch.Generator().manual_seed(0))
+    for layer in (m for m in generator.modules() if isinstance(m, Scaled)):  # as a trained one has
+        layer.bias.data.normal_(generator=torch.Generator().manual_seed(len(layer.bias)))
     made = GANFIT(generator, settings=Settings(size=SIZE, steps=40, rate=0.03))
     model = made.coarse
     mean = bake_texture(model.albedo_mean, model.triangles, unit_uv(model), model.uv_triangles, 16)
@@ -36,8 +38,7 @@ def person(method: GANFIT, count: int, seed: int = 1) -> tuple[list[Crop], Tenso
     """Crops of one person whom the method can make, and the latent."""
     g = torch.Generator().manual_seed(seed)
     drawn = method.coarse.sample(count, g, expression_scale=0.3)
-    first = method.layout.split(method.start(1))["texture"]
-    latent = pixel_norm(first)[0] + 0.6 * torch.randn(method.generator.latent, generator=g)
+    latent = 0.6 * torch.randn(method.generator.latent, generator=g)
     camera = PerspectiveCamera.from_fov(24.0, 160, 160, 700.0)
     light = PhongLight(
         torch.full((3,), 0.5), torch.tensor([100.0, 400.0, 300.0]), torch.full((3,), 0.6), torch.tensor(20.0)

@@ -177,13 +177,8 @@ class GANFIT:
         return GanFit(faces, self.layout.split(theta.detach())["texture"], history)
 
     def start(self, count: int) -> Tensor:
-        """(N, P) zeros: the aligned face; its texture is any the generator makes, the same every time."""
-        theta = self.layout.zeros(count, device=self.coarse.mean.device)
-        drawn = torch.Generator().manual_seed(self.settings.seed)
-        theta[:, self.layout.slice("texture")] = 0.1 * torch.randn(self.generator.latent, generator=drawn).to(
-            theta
-        )
-        return theta
+        """(N, P) zeros: the aligned face, with the generator's middle texture."""
+        return self.layout.zeros(count, device=self.coarse.mean.device)
 
     @torch.no_grad()
     def aligned(self, crops: Sequence[Crop]) -> Target:

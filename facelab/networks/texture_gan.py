@@ -4,14 +4,18 @@
     texture = generator.texture(latent)                    # (B, K) -> (B, 4, S, S) linear diffuse RGB and F0
     latent = project(generator, texture)                   # min |G(p) - I|, the paper's answer to PCA
 
-As in Karras et al.: growing from 4² by doubling, new layers faded in; pixel norm; weights scaled at run time
-so that all learn at the same rate; the deviation over the minibatch as one more map of the discriminator. The
-networks see *whitened* textures: sRGB and F0 / 0.08, less their mean over people, over their spread at each
-texel, with the four channels made independent: what all faces share need not be learned.
+As in Karras et al.: growing from 4² by doubling, new layers faded in; pixel norm (of maps, not of latents:
+how long one is says how unusual the skin); weights scaled at run time so that all learn at the same rate; the
+deviation over the minibatch as one more map of the discriminator. The networks see *whitened* textures: sRGB
+and F0 / 0.08, less their mean over people, over their spread at each texel, with the four channels made
+independent: what all faces share need not be learned.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -118,8 +122,7 @@ class Generator(nn.Module):
     def forward(self, latent: Tensor, level: float | None = None) -> Tensor:
         """Whitened textures. `level`: see `stage_of`; None is all of it."""
         stage, share = stage_of(self.last if level is None else level, self.last)
-        x = self.first(pixel_norm(latent)).unflatten(1, (-1, FIRST, FIRST))
-        x = before = pixel_norm(F.leaky_relu(x, 0.2))
+        x = before = F.leaky_relu(self.first(latent), 0.2).unflatten(1, (-1, FIRST, FIRST))
         for k in range(stage + 1):
             before = x
             x = F.interpolate(x, scale_factor=2.0) if k else x
@@ -198,6 +201,38 @@ def at_level(pictures: Tensor, level: float, last: int) -> Tensor:
     return coarse + share * (small - coarse)
 
 
+@dataclass(frozen=True)
+class Components:
+    """Principal components of whitened textures: where the generator's training hangs its latents."""
+
+    mean: Tensor
+    """(D,)"""
+    axes: Tensor
+    """(K, D) of length 1"""
+    spreads: Tensor
+    """(K,) standard deviations along them"""
+
+    @classmethod
+    def of(cls, textures: Tensor, count: int) -> Components:
+        """Of textures (N, ...) whose D numbers are more than N. Raises ParameterError for count >= N."""
+        if count >= len(textures):
+            raise ParameterError(f"{len(textures)} textures have fewer components than {count}.")
+        flat = textures.flatten(1)
+        apart = flat - flat.mean(0)
+        size, vectors = torch.linalg.eigh(apart @ apart.T)
+        size, vectors = size[-count:].flip(0), vectors[:, -count:].flip(1)
+        axes = (vectors.T @ apart) / size.sqrt()[:, None]
+        return cls(flat.mean(0), axes, (size / len(flat)).sqrt())
+
+    def latents(self, textures: Tensor) -> Tensor:
+        """(N, K) of textures (N, ...): unit variance over those of `of`."""
+        return (textures.flatten(1) - self.mean) @ self.axes.T / self.spreads
+
+    def textures(self, latents: Tensor) -> Tensor:
+        """(N, D): the nearest that the components have."""
+        return self.mean + (latents * self.spreads) @ self.axes
+
+
 def project(generator: Generator, textures: Tensor, steps: int = 300, rate: float = 0.1) -> Tensor:
     """The latents (N, K) whose pictures are nearest to textures (N, 4, S, S): min |G(p) - I|, by Adam.
 
@@ -206,10 +241,7 @@ def project(generator: Generator, textures: Tensor, steps: int = 300, rate: floa
         shapes = f"{tuple(generator.mean.shape)}, not {tuple(textures.shape)}"
         raise ParameterError(f"The generator's textures are (N, …) of {shapes}.")
     wanted = encode(textures)
-    latent = torch.zeros(len(textures), generator.latent).to(textures)
-    # pixel norm has no direction at zero: all start at one and the same latent near it
-    latent += 0.1 * torch.randn(generator.latent, generator=torch.Generator().manual_seed(0)).to(latent)
-    latent.requires_grad_()
+    latent = torch.zeros(len(textures), generator.latent).to(textures).requires_grad_()
     adam = torch.optim.Adam([latent], rate, betas=(0.9, 0.9))
     for step in range(steps):
         adam.param_groups[0]["lr"] = rate * min(1.0, 2 * (1 - step / steps))
