@@ -66,7 +66,7 @@ OUT_DIR = ""  # folder for the results; "": runs/50_mofa of the repository
 
 # %%
 PRESETS = {
-    "tiny": {"network": "small", "side": 60, "batches": 16, "steps": 200, "wrong_steps": 32,
+    "tiny": {"network": "small", "side": 60, "batches": 16, "steps": 320, "wrong_steps": 32,
              "autoencoder_steps": 16, "decoder_steps": 32, "test": 3, "colours": 3, "optimizer": "Adam"},
     "quick": {"network": "small", "side": 60, "batches": 30, "steps": 200, "wrong_steps": 60,
               "autoencoder_steps": 250, "decoder_steps": 500, "test": 6, "colours": 60, "optimizer": "Adam"},
