@@ -9,10 +9,11 @@ The losses are the logistic ones with R1, a gradient penalty on real textures (M
 need one step of the discriminator per step of the generator; what is kept is the running mean of the
 generator's weights. Half the textures are mirrored.
 
-Not in Karras et al.: half the latents of a step are real textures' own, their principal components in
-standard deviations, and what the generator makes of those has to be near (L1) the texture, as in a VAE-GAN
-(Larsen et al. 2016) whose encoder is a PCA. A GAN alone finds all kinds of faces only after days on a GPU;
-a PCA has them from the start, and blurs. `anchor=0` in a preset is the GAN alone.
+Not in Karras et al.: the generator's pictures are added to the principal components of real textures, half
+as fine; and half the latents of a step are real textures' own, of which it has to make something near (L1)
+the texture, as in a VAE-GAN (Larsen et al. 2016) whose encoder is a PCA. A GAN alone finds all kinds of faces
+only after days on a GPU; a PCA has them from the start, and blurs. What is seen of a face from the front
+counts more. `anchor=0` in a preset is the GAN alone.
 
 Run again to go on after a kill: the same bytes come out.
 """
@@ -31,13 +32,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from facelab.geometry.camera import PerspectiveCamera
+from facelab.model.morphable_model import MorphableModel
+from facelab.model.textures import unit_uv
 from facelab.networks.texture_gan import Components, Discriminator, Generator, at_level, decode, project
+from facelab.rendering.gbuffer import rasterize_surface, uv_map
 from facelab.support.errors import ModelFileError, ParameterError
 from facelab.support.files import as_json, guarded, read_tensors, write_whole
 from facelab.training import Run, batch_indices, save_checkpoint
 
 HELD_OUT = 16  # textures that it never sees, the last of the file
 MIRROR_SHARE = 0.5
+UNSEEN = 0.15  # weight of texels that nobody sees from the front
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Settings:
 PRESETS = {
     "full": Settings(),
     "cpu": Settings(
-        128, (128, 96, 64, 48, 32, 16), (16, 16, 16, 16, 16, 8), (200, 300, 600, 1000, 1600, 2400), 4e-3,
+        64, (64, 64, 48, 32, 24, 16), (16, 16, 16, 16, 16, 8), (150, 200, 300, 600, 1200, 3000), 4e-3,
         1.0, 8, 10.0, 0.995, "bf16-mixed", 200,
     ),
     "tiny": Settings(8, (8, 8), (4, 4), (3, 5), 2e-3, 1.0, 2, 1.0, 0.9, projection=10),
@@ -105,6 +111,21 @@ def sized(textures: Tensor, side: int) -> Tensor:
     )
 
 
+def seen_from_the_front(size: int) -> Tensor:
+    """(size, size) how large texels are in a picture of the average face, 1 at most, `UNSEEN` at least; lids
+    and lips, which fold, as large as what is around them."""
+    model = MorphableModel.load(subdivisions=1)
+    camera, side = PerspectiveCamera.from_fov(24.0, 8 * size, 8 * size, 700.0), 8 * size
+    maps = rasterize_surface(model.mean, model.triangles, camera, model.mean, side, side)
+    uv = uv_map(maps, unit_uv(model), model.uv_triangles)[:, maps.mask[0]]
+    column, row = (uv * size).long().clamp(0, size - 1)
+    pixels = torch.zeros(size * size).index_add_(0, (size - 1 - row) * size + column, torch.ones(len(row)))
+    reach = max(1, size // 16)
+    pixels = F.max_pool2d(F.avg_pool2d(pixels.view(1, size, size), 3, 1, 1), 2 * reach + 1, 1, reach)[0]
+    pixels = (pixels + pixels.flip(-1)) / (2 * pixels.quantile(0.95))
+    return UNSEEN + (1 - UNSEEN) * pixels.clamp(max=1)
+
+
 def fineness(pictures: Tensor) -> float:
     """Mean square of what an average over 4×4 texels takes away from pictures (N, C, S, S)."""
     coarse = F.interpolate(F.avg_pool2d(pictures, 4), scale_factor=4.0)
@@ -128,7 +149,7 @@ def evaluate(generator: Generator, known: Tensor, held_out: Tensor, steps: int) 
     rows = {"gan": found}
     flat = known.flatten(1), held_out.flatten(1)
     components = Components.of(known, generator.latent)
-    rows["pca"] = components.textures(components.latents(held_out)).view_as(held_out)
+    rows["pca"] = components.textures(components.latents(held_out))
     rows["mean"] = known.mean(0).expand_as(held_out)
     result = {f"error_{name}": float((row - held_out).abs().mean()) for name, row in rows.items()}
     result |= {
@@ -159,9 +180,10 @@ def train(
     coded = sized(textures[order], generator.mean.shape[-1])
     coded, held_out = coded[:-HELD_OUT], coded[-HELD_OUT:]
     generator.look_at(coded)
+    weight = seen_from_the_front(coded.shape[-1])
+    components = generator.hang_on(coded, weight) if settings.anchor else None
     average = copy.deepcopy(generator).requires_grad_(False).to(run.device)
     real_ones = generator.whitened(coded).to(run.device)
-    components = Components.of(real_ones, settings.latent) if settings.anchor else None
     betas = (0.0, 0.99)
     generator, g_optimizer = run.setup(
         generator, torch.optim.Adam(generator.parameters(), settings.rate, betas)
@@ -179,7 +201,7 @@ def train(
         real, latents = batch(real_ones, step, settings, run, stage)
         own = len(real) // 2 if components is not None else 0  # so many latents are the textures' own
         if components is not None:
-            latents[1, :own] = components.latents(real[:own])
+            latents[1, :own] = components.latents(F.avg_pool2d(real[:own], 2))
         penalised = step % settings.every_r1 == 0
         real = at_level(real, level, last).requires_grad_(penalised)
         with torch.no_grad():
@@ -196,7 +218,8 @@ def train(
         made = generator(latents[1], level)
         loss = F.softplus(-critic(made, level)).mean()
         if own:
-            loss = loss + settings.anchor * (made[:own] - real[:own].detach()).abs().mean()
+            apart = (made[:own] - real[:own].detach()).abs() * at_level(weight[None, None], level, last)
+            loss = loss + settings.anchor * apart.mean()
         run.backward(loss)
         g_optimizer.step()
         keep = min(settings.average, (step + 1) / (step + 10))

@@ -124,9 +124,31 @@ def test_components_are_those_of_a_singular_value_decomposition() -> None:
     torch.testing.assert_close(latents.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
     torch.testing.assert_close(latents.T @ latents / 12, torch.eye(5), atol=1e-4, rtol=0)
     twin = flat.mean(0) + (left[:, :5] * size[:5]) @ right[:5]
-    torch.testing.assert_close(components.textures(latents), twin, atol=1e-4, rtol=0)
+    torch.testing.assert_close(components.textures(latents), twin.view_as(textures), atol=1e-4, rtol=0)
+    weight = torch.tensor([[1.0, 0.5, 2.0]]).T.expand(3, 3)
+    weighted, scaled = Components.of(textures, 5, weight), Components.of(textures * weight, 5)
+    torch.testing.assert_close(
+        weighted.textures(weighted.latents(textures)) * weight,
+        scaled.textures(scaled.latents(textures * weight)), atol=1e-4, rtol=1e-4,
+    )  # fmt: skip
     with pytest.raises(ParameterError, match="fewer components"):
         Components.of(textures, 12)
+
+
+def test_what_hangs_on_components_starts_from_them() -> None:
+    """Before a training, the generator's pictures are what the components have, at every level."""
+    coded = data(60, 16).float() / 255
+    generator = small()
+    generator.look_at(coded)
+    components = generator.hang_on(coded, torch.full((16, 16), 0.5))
+    half = F.avg_pool2d(generator.whitened(coded[:5]), 2)
+    latents = components.latents(half)
+    said = F.interpolate(components.textures(latents), scale_factor=2.0, mode="bilinear")
+    assert components.mean.abs().max() < 1e-4, "each texture has its mirror image"
+    for level in (0, 1.5, 2):
+        torch.testing.assert_close(generator(latents, level), at_level(said, level, 2), atol=1e-4, rtol=1e-4)
+    near, far = ((said_ - half).square().mean() for said_ in (components.textures(latents), 0 * half))
+    assert near < 0.8 * far
 
 
 def data(count: int = 80, side: int = 16) -> Tensor:
@@ -173,6 +195,7 @@ def test_it_learns_what_its_textures_have(tmp_path: Path) -> None:
         every_r1=4,
         average=0.95,
         rate=1e-2,
+        anchor=0.0,
     )
     together = []
     for k, these in enumerate((replace(settings, steps=(1, 1)), settings)):

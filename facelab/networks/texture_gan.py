@@ -8,7 +8,9 @@ As in Karras et al.: growing from 4² by doubling, new layers faded in; pixel no
 how long one is says how unusual the skin); weights scaled at run time so that all learn at the same rate; the
 deviation over the minibatch as one more map of the discriminator. The networks see *whitened* textures: sRGB
 and F0 / 0.08, less their mean over people, over their spread at each texel, with the four channels made
-independent: what all faces share need not be learned.
+independent: what all faces share need not be learned. Nor need what is linear: `hang_on` gives the generator
+the principal components of real textures, half as fine, and what its layers draw is added to them. (In the
+paper the layers draw it all, which takes days on a GPU.)
 """
 
 from __future__ import annotations
@@ -100,6 +102,7 @@ class Generator(nn.Module):
     mean: Tensor
     spread: Tensor
     mixing: Tensor
+    linear: Tensor
 
     def __init__(
         self, latent: int, channels: Sequence[int], generator: torch.Generator | None = None
@@ -110,6 +113,7 @@ class Generator(nn.Module):
         self.register_buffer("mean", torch.zeros(4, side, side))
         self.register_buffer("spread", torch.ones(4, side, side))
         self.register_buffer("mixing", torch.eye(4))
+        self.register_buffer("linear", torch.zeros(latent, 4, side // 2, side // 2))
         self.first = Scaled(latent, channels[0] * FIRST**2, gain=math.sqrt(2) / FIRST)
         pairs = list(zip([channels[0], *channels], channels))
         self.layers = nn.ModuleList(
@@ -121,7 +125,14 @@ class Generator(nn.Module):
 
     def forward(self, latent: Tensor, level: float | None = None) -> Tensor:
         """Whitened textures. `level`: see `stage_of`; None is all of it."""
-        stage, share = stage_of(self.last if level is None else level, self.last)
+        level = self.last if level is None else level
+        known = (latent @ self.linear.flatten(1)).unflatten(1, self.linear.shape[1:])
+        known = F.interpolate(known, scale_factor=2.0, mode="bilinear")
+        return at_level(known, level, self.last) + self.drawn(latent, level)
+
+    def drawn(self, latent: Tensor, level: float) -> Tensor:
+        """What the layers add to the components."""
+        stage, share = stage_of(level, self.last)
         x = before = F.leaky_relu(self.first(latent), 0.2).unflatten(1, (-1, FIRST, FIRST))
         for k in range(stage + 1):
             before = x
@@ -152,6 +163,22 @@ class Generator(nn.Module):
         apart = ((coded - self.mean) / self.spread).movedim(1, 0).flatten(1)
         size, axes = torch.linalg.eigh(apart @ apart.T / apart.shape[1])
         self.mixing.copy_(axes * size.clamp(min=LEAST_SPREAD).sqrt())
+
+    @torch.no_grad()
+    def hang_on(self, coded: Tensor, weight: Tensor) -> Components:
+        """Take the principal components of coded textures (N, 4, S, S), as if each had its mirror image, for
+        what the layers' pictures are added to; those are nothing at first. `weight` (S, S): how much a texel
+        counts. Call `look_at` before.
+
+        Returns the components, which are those of textures half as fine (N, 4, S / 2, S / 2)."""
+        half = F.avg_pool2d(self.whitened(coded), 2)
+        components = Components.of(
+            torch.cat([half, half.flip(-1)]), self.latent, F.avg_pool2d(weight[None], 2)[0]
+        )
+        self.linear.copy_(components.shapes)
+        for layer in self.colours:
+            cast(Scaled, layer).weight.data.zero_()
+        return components
 
     def whitened(self, coded: Tensor) -> Tensor:
         """Coded textures (..., 4, S, S) as the networks see them."""
@@ -203,34 +230,37 @@ def at_level(pictures: Tensor, level: float, last: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Components:
-    """Principal components of whitened textures: where the generator's training hangs its latents."""
+    """Principal components of textures, in standard deviations."""
 
     mean: Tensor
-    """(D,)"""
-    axes: Tensor
-    """(K, D) of length 1"""
-    spreads: Tensor
-    """(K,) standard deviations along them"""
+    """(...) of a texture"""
+    shapes: Tensor
+    """(K, ...): what one standard deviation adds"""
+    duals: Tensor
+    """(K, ...): what a texture's scalar product with is its latent"""
 
     @classmethod
-    def of(cls, textures: Tensor, count: int) -> Components:
-        """Of textures (N, ...) whose D numbers are more than N. Raises ParameterError for count >= N."""
+    def of(cls, textures: Tensor, count: int, weight: Tensor | float = 1.0) -> Components:
+        """Of textures (N, ...); differences of texels count `weight` times, which is nowhere 0.
+
+        Raises ParameterError for count >= N."""
         if count >= len(textures):
             raise ParameterError(f"{len(textures)} textures have fewer components than {count}.")
-        flat = textures.flatten(1)
-        apart = flat - flat.mean(0)
-        size, vectors = torch.linalg.eigh(apart @ apart.T)
-        size, vectors = size[-count:].flip(0), vectors[:, -count:].flip(1)
-        axes = (vectors.T @ apart) / size.sqrt()[:, None]
-        return cls(flat.mean(0), axes, (size / len(flat)).sqrt())
+        mean = textures.mean(0)
+        apart = ((textures - mean) * weight).flatten(1)
+        square, vectors = torch.linalg.eigh(apart @ apart.T)  # of (N, N): a texture has more numbers
+        length, vectors = square[-count:].flip(0).clamp(min=1e-12).sqrt(), vectors[:, -count:].flip(1)
+        axes = ((vectors.T @ apart) / length[:, None]).unflatten(1, mean.shape)
+        spread = (length / len(textures) ** 0.5).view(-1, *[1] * mean.ndim)
+        return cls(mean, spread * axes / weight, axes * weight / spread)
 
     def latents(self, textures: Tensor) -> Tensor:
         """(N, K) of textures (N, ...): unit variance over those of `of`."""
-        return (textures.flatten(1) - self.mean) @ self.axes.T / self.spreads
+        return (textures - self.mean).flatten(1) @ self.duals.flatten(1).T
 
     def textures(self, latents: Tensor) -> Tensor:
-        """(N, D): the nearest that the components have."""
-        return self.mean + (latents * self.spreads) @ self.axes
+        """(N, ...): the nearest that the components have."""
+        return self.mean + torch.einsum("nk,k...->n...", latents, self.shapes)
 
 
 def project(generator: Generator, textures: Tensor, steps: int = 300, rate: float = 0.1) -> Tensor:
