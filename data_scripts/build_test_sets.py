@@ -55,7 +55,8 @@ from facelab.synthetic.augmentation import (
 Floats = NDArray[np.floating]
 
 VERSION = "2"
-SETS = {"outside": (120, 9_000_000_001), "path_traced": (48, 9_000_000_002)}  # faces, seed
+SETS = {"outside": (120, 96, 9_000_000_001), "path_traced": (48, 48, 9_000_000_002)}
+# people drawn, how many of them are kept (a clone should be light), seed
 SIZE = 240
 SAMPLES = 3  # per pixel and axis, for outside
 HIDDEN, DEGRADED = 0.35, 0.4  # shares of outside's pictures
@@ -191,9 +192,9 @@ def develop(scene: Scene, layers: Tensor, mask: Tensor) -> tuple[Tensor, float]:
     return linear_to_srgb(gain * layers[:3] + (1 - layers[3:]) * behind).clamp(0, 1), gain
 
 
-def make(name: str, count: int, seed: int) -> tuple[dict[str, Tensor], list[dict[str, str]]]:
-    """The tensors of a set of `count` faces, and each one's groups."""
-    busts = Busts(count, seed, painted_shadow=0.5 if name == "outside" else 0.0)
+def make(name: str, drawn: int, count: int, seed: int) -> tuple[dict[str, Tensor], list[dict[str, str]]]:
+    """The tensors of a set of the first `count` faces of so many drawn, and each one's groups."""
+    busts = Busts(drawn, seed, painted_shadow=0.5 if name == "outside" else 0.0)
     shares = qmc.Halton(8, rng=np.random.default_rng(seed)).random(count).clip(1e-6, 1 - 1e-6)
     rows: dict[str, list[Tensor]] = {}
     groups, pictures = [], []
@@ -277,8 +278,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=COMMITTED, help="folder")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    count, seed = SETS[args.name]
-    tensors, groups = make(args.name, args.count or count, seed)
+    drawn, count, seed = SETS[args.name]
+    tensors, groups = make(args.name, args.count or drawn, args.count or count, seed)
     path, manifest = args.out / f"{args.name}.safetensors", args.out / "manifest.json"
     data = save(pack(tensors, read_checked(DEFAULT_MODEL, must_have_digest=True)[0]["quads"].numpy()))
     known = read_json(manifest, f"'{manifest}' is damaged; restore it") if manifest.is_file() else {}
