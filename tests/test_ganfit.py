@@ -9,7 +9,7 @@ from torch import Tensor
 from facelab import losses
 from facelab.geometry.camera import PerspectiveCamera
 from facelab.methods.ganfit import GANFIT, GanFit, Settings, Weights, average_person, nth
-from facelab.model.face import Face
+from facelab.model.face import Face, draw
 from facelab.model.layout import ParameterLayout
 from facelab.model.textures import bake_texture, unit_uv
 from facelab.networks.texture_gan import Generator, Scaled, encode
@@ -18,6 +18,8 @@ from facelab.rendering.illumination import PhongLight
 from facelab.support.errors import DivergenceError, ParameterError
 
 SIZE = 96
+GREY = torch.full((3, 160, 160), 0.5)  # as Eq. 7's pictures
+PHOTOGRAPH = ("identity", "content", "pixel", "landmark")
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +28,11 @@ def method() -> GANFIT:
     generator = Generator(8, (16, 12, 8), torch.Generator().manual_seed(0))
     for layer in (m for m in generator.modules() if isinstance(m, Scaled)):  # as a trained one has
         layer.bias.data.normal_(generator=torch.Generator().manual_seed(len(layer.bias)))
-    made = GANFIT(generator, settings=Settings(size=SIZE, steps=40, rate=0.03))
+    made = GANFIT(generator, settings=Settings(size=SIZE, steps=40, rate=0.02))
     model = made.coarse
     mean = bake_texture(model.albedo_mean, model.triangles, unit_uv(model), model.uv_triangles, 16)
     generator.mean.copy_(encode(mean))
-    generator.spread.fill_(0.06)
+    generator.spread.fill_(0.2)
     return made
 
 
@@ -38,7 +40,7 @@ def person(method: GANFIT, count: int, seed: int = 1) -> tuple[list[Crop], Tenso
     """Crops of one person whom the method can make, and the latent."""
     g = torch.Generator().manual_seed(seed)
     drawn = method.coarse.sample(count, g, expression_scale=0.3)
-    latent = 0.6 * torch.randn(method.generator.latent, generator=g)
+    latent = torch.randn(method.generator.latent, generator=g)
     camera = PerspectiveCamera.from_fov(24.0, 160, 160, 700.0)
     light = PhongLight(
         torch.full((3,), 0.5), torch.tensor([100.0, 400.0, 300.0]), torch.full((3,), 0.6), torch.tensor(20.0)
@@ -51,7 +53,8 @@ def person(method: GANFIT, count: int, seed: int = 1) -> tuple[list[Crop], Tenso
             face = Face(
                 drawn["identity"][0], drawn["expression"][k], drawn["albedo"][0, :0], pose, light, texture
             )
-            image = face.render(method.coarse, 160, 160).image.clamp(0, 1)
+            surface = face.surface(method.coarse)
+            image = draw(surface, pose, light, 160, 160, background=GREY).image.clamp(0, 1)
             crops.append(crop_face(image, face.landmarks(method.coarse), size=SIZE))
     return crops, latent
 
@@ -65,15 +68,37 @@ def fitted(method: GANFIT) -> tuple[list[Crop], Tensor, GanFit]:
 def test_it_finds_the_texture_that_was_drawn(
     method: GANFIT, fitted: tuple[list[Crop], Tensor, GanFit]
 ) -> None:
-    """Where it is seen, and up to the light's colour: as shares of the mean."""
-    _, latent, fit = fitted
+    """Where it is seen, and up to the light's colour: as shares of the mean. What compares with the
+    photographs falls by a third at least; Eq. 7's pictures, of which four that the fit has not seen are
+    drawn, are more like the person than those of the start."""
+    crops, latent, fit = fitted
     truth = method.generator.texture(latent)
     start = method.generator.texture(method.layout.split(method.start(1))["texture"])[0]
     middle = [t[:3, 5:10, 5:11] for t in (truth, fit.faces.texture[0].detach(), start)]
     near = [t / t.mean((1, 2), keepdim=True) for t in middle]
-    assert (near[1] - near[0]).abs().mean() < 0.9 * (near[2] - near[0]).abs().mean()
-    totals = [sum(terms.values()) for terms in fit.history]
-    assert totals[-1] < 0.85 * totals[0]
+    assert (near[1] - near[0]).abs().mean() < 0.8 * (near[2] - near[0]).abs().mean()
+    target = method.aligned(crops)
+    with torch.no_grad():
+        before, after = (
+            [method.terms(theta, target, 900 + draw) for draw in range(4)]
+            for theta in (method.start(2), fit.theta)
+        )
+    energy = [sum(float(terms[0][name]) for name in PHOTOGRAPH) for terms in (before, after)]
+    assert energy[1] < 0.7 * energy[0]
+    again = [sum(float(one["identity again"]) for one in terms) for terms in (before, after)]
+    assert again[1] < again[0]
+
+
+def test_the_light_hears_of_pixels_only(method: GANFIT) -> None:
+    crops, _ = person(method, 1, seed=5)
+    target, theta = method.aligned(crops), method.start(1).requires_grad_()
+    terms = method.terms(theta, target, 0)
+    part = method.layout.slice("light")
+    pull = {}
+    for name in ("identity", "content", "identity again", "pixel"):
+        (pull[name],) = torch.autograd.grad(terms[name], theta, retain_graph=True)
+    heard = {name for name, gradient in pull.items() if bool(gradient[:, part].any())}
+    assert heard == {"pixel"} and all(bool(gradient.any()) for gradient in pull.values())
 
 
 def test_one_person_in_all_photographs(method: GANFIT, fitted: tuple[list[Crop], Tensor, GanFit]) -> None:

@@ -87,6 +87,8 @@ class GanFit:
     """(N, ...) in the crops"""
     latent: Tensor
     """(N, K) all the same"""
+    theta: Tensor
+    """(N, P): what `decode` made the faces of, and `terms` gives the energy of"""
     history: list[dict[str, float]]
     """every term of Eq. 12, weighted, at every step"""
     first: list[dict[str, float]]
@@ -170,7 +172,7 @@ class GANFIT:
         theta, history = self.descend(theta, target, settings.steps, settings.rate, progress=progress)
         with torch.no_grad():
             faces = self.decode(theta, target.start)
-        return GanFit(faces, self.layout.split(theta)["texture"], history, first)
+        return GanFit(faces, self.layout.split(theta)["texture"], theta, history, first)
 
     def descend(
         self,
