@@ -241,6 +241,7 @@ def _long(eye: Tensor, target: Tensor) -> Tensor:
     return torch.stack([right, torch.linalg.cross(eye - target, right), eye - target])
 
 
+# %%
 checks.register(
     checks.Exercise(
         name="look-at camera",
@@ -745,10 +746,10 @@ numbers["pixel_aligned"], numbers["pixel_first"] = early[0]["pixel"], early[-1][
 numbers["early_energy"], numbers["late_energy"] = (sum(history[k].values()) for k in (0, -1))
 
 # %% [markdown]
-# Look at the pictures before you believe the numbers. What is wrong with this face? The pixels of the mouth
-# are teeth, but the model's teeth are not hers; the fringe is skin here, and is drawn as skin; brows and
-# eyes are only as sharp as texels are; the shine sits where a single lamp puts it. And the energy falls in
-# steps that are mostly the second picture's: it is another one each time.
+# Look at the pictures before you believe the numbers. What is wrong with this face? It is smoother than a
+# photograph, brows and eyes are only as sharp as texels are, and no texel knows where an iris looks; teeth
+# are what the model has for a mouth; the fringe is taken for a brown forehead; the shine sits where a single
+# lamp puts it. And the energy does not fall smoothly: the second picture is another one at each step.
 #
 # ## 6 · Several photographs (Eq. 13)
 #
@@ -877,8 +878,10 @@ numbers["people_alone_mm"], numbers["people_together_mm"] = (
     sum(e) / len(e) for e in (one_by_one, all_at_once)
 )
 better = sum(b < a for a, b in zip(one_by_one, all_at_once))
-print(f"from one photograph {numbers['people_alone_mm']:.2f} mm, "
-      f"from three {numbers['people_together_mm']:.2f} mm; better for {better} of {len(one_by_one)} people")  # fmt: skip
+print(
+    f"from one photograph {numbers['people_alone_mm']:.2f} mm, "
+    f"from three {numbers['people_together_mm']:.2f} mm; better for {better} of {len(one_by_one)}"
+)
 
 # %% [markdown]
 # ## 7 · What each term is good for (Figure 5)
@@ -962,10 +965,11 @@ numbers["pixels_all"], numbers["pixels_without_pixels"] = (
 
 # %% [markdown]
 # Read it by columns. *dlib* rises with the terms that ask dlib: of course. *SFace* is the one to believe, and
-# there differences are small, with a handful of steps and two faces: not more than an example. *Pixels* are
-# better without the networks, which trade them for identity. Without the pixel loss the light is as it was
-# guessed, and colours are off. Landmarks matter little once the face is aligned, and more the longer the fit
-# goes on.
+# with a handful of steps and two faces most of its differences are no more than examples. *Pixels* are better
+# without the networks, which trade them for identity; without the pixel loss the light stays as it was
+# guessed, and colours are off. Without *landmarks* the face drifts away, to where a network likes it better:
+# the alignment alone does not hold it. And the row of the linear skin: a generator is worth what its textures
+# are, and this one is judged by the same rows.
 #
 # ## 8 · Fooling it
 #
@@ -1002,6 +1006,7 @@ for _ in range(P["fooled"]):
     optimizer.step()
 fooling = replace(start_face, texture=texels.detach().clamp(0, 1))
 
+# %% tags=["long"]
 glow = torch.zeros(6, device=DEVICE, requires_grad=True)
 optimizer = torch.optim.Adam([glow], 0.05)
 
@@ -1043,14 +1048,19 @@ image_grid([unknown.image, *cases.values(), linear_to_srgb(fooling.texture[:3])]
            ["photograph", *cases, "the free texels"], inches=1.7)  # fmt: skip
 
 # %% [markdown]
-# Free texels win: dlib is convinced, and a person is not, and SFace less than dlib. These are *adversarial
-# examples*: directions in which one network's answer changes fast and nothing else does. Another network has
-# other such directions, so it can judge; the one that was descended on cannot. The light, six numbers, is
-# enough to begin with: faces turn green, because dlib likes them so.
+# All of them were free of the generator, and two convince dlib far more than the fit did. The free pixels may
+# differ by 0.04 from the picture "before", whose face is still nobody in particular. The free texels
+# make a harlequin. These are *adversarial examples*: directions in which one network's answer changes fast
+# and hardly anything else does. SFace moves in part, too: what fools one network fools another a little, and
+# hair and background, which are the photograph's own, help everybody (it calls two pictures one person above
+# 0.363). So another network can judge, if not beyond doubt; the one that was descended on cannot at all.
 #
-# What prevents it in the fit: the generator, whose latents make nothing but skins (and a prior would
-# help further); pixels, for which a wrong colour is a wrong colour; the second picture, in other light and
-# pose; and that the networks do not get the light. What does *not* prevent it: a low loss.
+# The light, six numbers, is enough to begin with: the face turns green, because dlib likes it so. That is
+# what the whole fit did before the library held the light still for the networks, at a falling energy.
+#
+# What prevents it in the fit: the generator, which makes nothing but skins; pixels, for which a wrong colour
+# is a wrong colour; the second picture, in other light and pose; and that the networks do not get the light.
+# What does *not* prevent it: a low loss.
 #
 # ## 9 · A whole head of texture
 #
@@ -1137,9 +1147,9 @@ skins_of = [linear_to_srgb(one.texture[:3]) for one in (covered_face, plain_face
 image_grid([barred, covered_over, *skins_of], ["with a bar", "fit", "its skin", "without a bar"], inches=1.7)
 
 # %% [markdown]
-# The generator has never seen a skin with a bar, so little of it gets in: it darkens as a whole, or the
-# light does. "Robust to occlusion (e.g., glasses)" is this. With free texels the bar would be painted onto
-# the face.
+# The generator has never seen a skin with a bar. So no bar gets in, but what it *can* say about dark eyes
+# does: a shadow, and a face that is darker or lit from elsewhere. "Robust to occlusion (e.g., glasses)" is
+# this. With free texels the bar would be painted onto the face. A fringe is the same: a brown forehead.
 #
 # **Light and albedo.** Skin twice as light in half the light is the same picture, except for the shine,
 # which is not skin's colour. And a lamp that the model has not, a second one, or a shadow of the nose, can
