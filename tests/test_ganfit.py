@@ -107,12 +107,15 @@ def test_one_person_in_all_photographs(method: GANFIT, fitted: tuple[list[Crop],
         faces.texture[0], faces.texture[1]
     )
     assert not torch.equal(faces.expression[0], faces.expression[1])
+    assert not set(fitted[2].first[0]) & {"identity", "content", "identity again"}
+    assert len(fitted[2].first) == method.settings.first and len(fitted[2].history) == method.settings.steps
     one = nth(faces, 1)
     both = faces.render(method.coarse, 64, 64).image
     torch.testing.assert_close(one.render(method.coarse, 64, 64).image, both[1], atol=1e-4, rtol=0)
 
 
 def test_averaging_is_of_identity_only() -> None:
+    """Eq. 13 as a mean."""
     layout = ParameterLayout(shape=2, expression=2, texture=1)
     theta = torch.tensor([[1.0, 2, 3, 4, 5], [3, 6, 7, 8, 9]])
     average_person(theta, layout)
@@ -120,7 +123,7 @@ def test_averaging_is_of_identity_only() -> None:
 
 
 def test_every_term_of_the_energy_is_the_papers(method: GANFIT) -> None:
-    """Each against a plain computation; a weight of zero leaves its term out."""
+    """Each against a plain computation, of Eqs. 8 to 12, of a picture by Eq. 6; a weight of zero leaves its term out."""
     crops, _ = person(method, 1, seed=3)
     target = method.aligned(crops)
     theta = method.start(1)
@@ -154,6 +157,7 @@ def test_every_term_of_the_energy_is_the_papers(method: GANFIT) -> None:
 
 
 def test_another_picture_is_of_the_same_person(method: GANFIT) -> None:
+    """Eq. 7."""
     crops, _ = person(method, 1, seed=4)
     with torch.no_grad():
         face = method.decode(method.start(1), method.aligned(crops).start)

@@ -131,6 +131,10 @@ pictures = torch.stack([torch.stack([c.image for c in pair]) for pair in pairs])
 marks = torch.stack([torch.stack([c.landmarks for c in pair]) for pair in pairs])
 with torch.no_grad():
     who = recogniser.embed(pictures, marks)
+mine = (pictures[0, 0] - pictures[1, 0]).square().sum(0).mean()  # Eq. 3 without Reg, a pixel
+theirs = losses.photometric(*(pictures[k, 0].flatten(-2).mT for k in (0, 1)), norm="l2")
+numbers["energy_3_vs_library"] = abs(float(mine / theirs) - 1)
+assert numbers["energy_3_vs_library"] < 1e-4
 far = {
     "pixels": lambda a, b: float((pictures[a] - pictures[b]).square().sum(0).mean()),  # Eq. 3, a pixel
     "identity": lambda a, b: float(losses.identity(who[a], who[b], mean)),
