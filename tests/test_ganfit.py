@@ -123,7 +123,8 @@ def test_averaging_is_of_identity_only() -> None:
 
 
 def test_every_term_of_the_energy_is_the_papers(method: GANFIT) -> None:
-    """Each against a plain computation, of Eqs. 8 to 12, of a picture by Eq. 6; a weight of zero leaves its term out."""
+    """Each against a plain computation (Eqs. 8 to 12) of a picture by Eq. 6; a weight of zero leaves its
+    term out."""
     crops, _ = person(method, 1, seed=3)
     target = method.aligned(crops)
     theta = method.start(1)

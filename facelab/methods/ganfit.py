@@ -71,7 +71,7 @@ class Settings:
     size: int = 128
     """px of the crop that is drawn and compared"""
     first: int = 60
-    """steps with pixels, landmarks and priors only, an eighth of the price of a whole one"""
+    """steps with pixels, landmarks and priors only, a sixth of the price of a whole one"""
     first_rate: float = 0.03
     steps: int = 100
     rate: float = 0.01

@@ -700,8 +700,10 @@ print(f"two steps of Eq. 12: off by {numbers['adam_vs_library']:.1e} of steps of
 assert numbers["adam_vs_library"] < 1e-3
 
 # %% [markdown]
-# A step with both networks costs eight without. So the library inserts something that the paper does not
-# have: some larger steps with pixels, landmarks and priors alone. They find light and the colour of the skin.
+# A step with both networks costs six without (0.12 and 0.02 s of a processor at 128 px; the second picture is
+# half of it). So the library inserts something that the paper does not have: some larger steps with pixels,
+# landmarks and priors alone. They find light and the colour of the skin, and then 60 whole steps are as good
+# as 150 without them.
 # On the photograph, with a look at it now and then:
 
 # %% tags=["long"]
