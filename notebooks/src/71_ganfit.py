@@ -355,7 +355,7 @@ assert len({float(image.sum()) for image, _ in others}) == 4  # Eq. 7: each is a
 #
 # ## 4 · The losses (Eqs. 8 to 11)
 #
-# Everything below compares the drawing of the aligned mean-skinned face with the photograph.
+# Everything below compares the aligned face, in the skin of the middle, with the photograph.
 
 # %%
 with torch.no_grad():
@@ -663,11 +663,11 @@ numbers["landmark_on_texture"] = float(pulls[row_of("landmark"), column_of("text
 # picture of 512 px that pixel would be four. After the alignment landmarks only hold what is there.
 # - Nothing but pixels pulls at the light: "lighting conditions are optimized based on pixel value
 # difference". The library holds the light still for the networks. Section 8 shows what happens otherwise.
-# - The priors pull at nothing yet: at the start light is as it was guessed; shape and expression are near 0.
+# - The prior of the light pulls at nothing yet: the light is where it was guessed.
 #
-# Adam takes steps of 0.01 in each number, whatever the gradient's length. So *units* are weights, too: a turn
-# of 0.01 rad and a shift of 0.3 mm a step undid the alignment before the networks had said much; with a tenth
-# of that, it holds.
+# Adam takes steps of about 0.01 in each number, whatever the gradient's length. So *units* are weights, too:
+# with 0.01 rad and 0.3 mm a step the camera left the alignment before the networks had said much (landmarks
+# went from half a pixel to more than two). With 0.001 rad and 0.1 mm it stays.
 #
 # ### The loop
 #
