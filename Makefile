@@ -21,7 +21,13 @@ export PHOTO
 COUNT   ?= 20000
 SEED    ?= 1
 
-.PHONY: run test lint unit fuzz notebooks-test nbval lab notebooks book slides model test-sets gpu gpu-kit lock clean help
+# reproduce: TABLE=in_model METHOD=mofa LIMIT=30, or FIGURE=21
+TABLE   ?=
+FIGURE  ?=
+METHOD  ?=
+LIMIT   ?= 3
+
+.PHONY: run test lint unit fuzz notebooks-test nbval lab notebooks book slides model reproduce test-sets gpu gpu-kit lock clean help
 
 help:
 	@sed -n 's/^# //p' Makefile; grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -65,6 +71,10 @@ notebooks-test: $(VENV)/.installed ## every notebook through papermill, each cel
 
 nbval: $(VENV)/.installed ## run the committed notebooks as they are, at PRESET=quick, with nbval
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout 600 notebooks/*.ipynb
+
+reproduce: $(VENV)/.installed ## TABLE=in_model (METHOD=mofa LIMIT=30) or FIGURE=21: again, beside the committed ones
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reproduce.py $(if $(TABLE),--table $(TABLE)) $(if $(FIGURE),--figure $(FIGURE)) \
+		$(if $(METHOD),--method $(METHOD)) --limit $(LIMIT)
 
 lab: $(VENV)/.installed ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir . --LabApp.default_url=/lab/tree/notebooks

@@ -71,7 +71,7 @@ class Preset:
 PRESETS = {
     "full": Preset(),
     "shipped": Preset(
-        "slim", None, 160, 112, 1 / 8, 16, 4, 750, 3e-4, mouth_from=0.2, decay_from=0.6, precision="32-true"
+        "slim", None, 160, 112, 1 / 8, 16, 4, 1_500, 3e-4, mouth_from=0.2, decay_from=0.6, precision="32-true"
     ),
     "cpu": Preset("small", None, 112, 112, 0.0, 16, None, 8_000, 1e-3, decay_from=0.5, precision="32-true"),
     "tiny": Preset("small", None, 64, 64, 0.0, 4, None, 12, 1e-4, precision="32-true"),

@@ -12,7 +12,14 @@ from torch.autograd import gradcheck
 from facelab.export import bake_texture
 from facelab.geometry.camera import Camera, PerspectiveCamera, WeakPerspectiveCamera
 from facelab.model.morphable_model import MorphableModel
-from facelab.rendering.gbuffer import depth_normals, depth_positions, look_up, rasterize_surface, uv_map
+from facelab.rendering.gbuffer import (
+    depth_normals,
+    depth_positions,
+    look_up,
+    rasterize_surface,
+    region_mask,
+    uv_map,
+)
 from facelab.rendering.illumination import BlinnPhongLight, ambient_to_sh, directional_to_sh
 from facelab.rendering.image_formation import render, shade
 from facelab.support.errors import ParameterError
@@ -137,3 +144,10 @@ def test_gradients() -> None:
 def test_a_map_of_one_row_has_no_normals() -> None:
     with pytest.raises(ParameterError, match="2×2"):
         depth_normals(torch.ones(1, 1, 9), cameras()[0])
+
+
+def test_region_mask() -> None:
+    face_index = torch.tensor([[[-1, 0], [1, 2]]])
+    region = torch.tensor([0, 1, 2], dtype=torch.uint8)
+    assert region_mask(face_index, region).tolist() == [[[[False, True], [False, False]]]]
+    assert region_mask(face_index, region, (0, 2)).tolist() == [[[[False, True], [False, True]]]]

@@ -26,7 +26,6 @@ from facelab.photos import (
     landmark_mask,
     load_photo,
     number_faces,
-    skin_mask,
 )
 from facelab.photos.folders import PhotoFolder, list_pictures
 from facelab.support import errors
@@ -370,13 +369,6 @@ def test_landmark_mask_has_the_area_of_the_hull():
     assert abs(x.mean() - 50) < 0.1 and abs(y.mean() - 40) < 0.1  # the half-pixel convention
     with pytest.raises(errors.ParameterError):
         landmark_mask(points * torch.nan, 90, 100)
-
-
-def test_skin_mask():
-    face_index = torch.tensor([[[-1, 0], [1, 2]]])
-    region = torch.tensor([0, 1, 2], dtype=torch.uint8)
-    assert skin_mask(face_index, region).tolist() == [[[[False, True], [False, False]]]]
-    assert skin_mask(face_index, region, (0, 2)).tolist() == [[[[False, True], [False, True]]]]
 
 
 # ------------------------------------------------------------------------- files that strangers have

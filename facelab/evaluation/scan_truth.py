@@ -9,8 +9,8 @@ from torch.nn.functional import interpolate as resize
 from facelab.evaluation.photo_truth import Records
 from facelab.geometry.camera import PerspectiveCamera
 from facelab.model.records import FaceRecord, Mesh
-from facelab.photos import skin_mask
 from facelab.rendering import rasterizer
+from facelab.rendering.gbuffer import region_mask
 from facelab.support.errors import ModelFileError
 from facelab.support.files import guarded, read_tensors
 
@@ -53,7 +53,7 @@ def _record(tensors: dict[str, Tensor], i: int, size: int) -> FaceRecord:
     vertices, triangles = tensors["vertices"], tensors["triangles"]
     screen = camera.project(vertices)
     face_index = rasterizer.rasterize(screen, triangles, size, size)
-    seen = skin_mask(face_index, tensors["face"].byte(), (1,))
+    seen = region_mask(face_index, tensors["face"].byte(), (1,))
     _, depth = rasterizer.interpolate(screen, triangles, face_index, vertices)
     return FaceRecord(
         f"scan_{i:04d}",

@@ -42,9 +42,9 @@ from facelab.model.face import draw
 from facelab.model.model_file import read_checked
 from facelab.model.morphable_model import DEFAULT_MODEL, MorphableModel
 from facelab.model.records import Camera, FaceRecord, Mesh
-from facelab.photos import skin_mask
 from facelab.rendering import rasterizer
 from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
+from facelab.rendering.gbuffer import region_mask
 from facelab.rendering.illumination import shading_coefficients
 from facelab.support.errors import ModelFileError, ParameterError
 from facelab.support.files import DATA, guarded, read_json, read_tensors
@@ -170,7 +170,7 @@ def _portrait(
         f"{name}_{index:04d}",
         picture.image.clamp(0, 1),
         face.camera.project(surface.landmarks)[..., :2],
-        picture.mask if front is None else skin_mask(picture.face_index, front.byte(), (1,)),
+        picture.mask if front is None else region_mask(picture.face_index, front.byte(), (1,)),
         Mesh(surface.vertices, model.triangles, model.landmarks(surface.vertices), model.name),
         face.camera,
         surface.diffuse,

@@ -33,9 +33,8 @@ from facelab.methods.shading_criterion import (
 )
 from facelab.model.morphable_model import MorphableModel
 from facelab.networks import Hypercolumn
-from facelab.photos import skin_mask
 from facelab.rendering.colour import srgb_to_linear
-from facelab.rendering.gbuffer import depth_normals, rasterize_surface
+from facelab.rendering.gbuffer import depth_normals, rasterize_surface, region_mask
 from facelab.support.errors import ModelFileError, ParameterError
 from facelab.support.tensors import finite, one_line
 from facelab.training import load_checkpoint
@@ -131,7 +130,7 @@ def skin_maps(model: MorphableModel, r: Tensor, size: int) -> tuple[WeakPerspect
     seen = (surface.vertices, model.triangles, face.camera, carried.movedim(1, 0).flatten(1))
     maps = rasterize_surface(*seen, size, size)
     regions = [model.regions.index(name) for name in REGIONS]
-    mask = skin_mask(maps.face_index, model.triangle_region, regions)
+    mask = region_mask(maps.face_index, model.triangle_region, regions)
     return face.camera, mask, maps.attributes.unflatten(-3, (1 + count, 3))
 
 

@@ -24,9 +24,8 @@ from facelab.methods.coarsenet import decode, vectors_of
 from facelab.methods.finenet import feathered
 from facelab.methods.shading_criterion import interior
 from facelab.model.morphable_model import MorphableModel
-from facelab.photos import skin_mask
 from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
-from facelab.rendering.gbuffer import GBuffer, depth_normals, rasterize_surface
+from facelab.rendering.gbuffer import GBuffer, depth_normals, rasterize_surface, region_mask
 from facelab.rendering.illumination import Light
 from facelab.support.tensors import one_line
 from facelab.synthetic.augmentation import procedural_backgrounds
@@ -106,7 +105,7 @@ def wrinkled_faces(
     assert isinstance(face.camera, WeakPerspectiveCamera) and drawn.light is not None
     carried = torch.cat([drawn.surface(model).diffuse, model.mean.expand_as(surface.vertices)], -1)
     maps = rasterize_surface(surface.vertices, model.triangles, face.camera, carried, size, size)
-    skin = skin_mask(maps.face_index, model.triangle_region)
+    skin = region_mask(maps.face_index, model.triangle_region)
     deep = relief * furrows(model, maps.attributes[:, 3:], count, generator) * feathered(skin)
     background = procedural_backgrounds(count, size, size, generator).to(deep)
     images = shaded(maps, maps.depth + deep, face.camera, drawn.light, background)

@@ -10,7 +10,6 @@ from facelab.photos.crop import (
     landmark_confidence,
     landmark_mask,
     share_outside,
-    skin_mask,
 )
 from facelab.photos.detect import DlibDetector, Face, LandmarkDetector, find_face, find_faces, number_faces
 from facelab.photos.load import check_image, load_photo
@@ -29,5 +28,4 @@ __all__ = [
     "load_photo",
     "number_faces",
     "share_outside",
-    "skin_mask",
 ]

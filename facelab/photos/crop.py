@@ -1,6 +1,5 @@
 """Square crops of a face, and masks."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -139,13 +138,3 @@ def polygon(points: Tensor, height: int, width: int, convex: bool = True) -> Ten
     if convex:
         corners = corners[ConvexHull(corners).vertices]
     return torch.from_numpy(polygon2mask((height, width), corners))[None].to(points.device)
-
-
-def skin_mask(face_index: Tensor, triangle_region: Tensor, regions: Sequence[int] = (0,)) -> Tensor:
-    """(..., 1, H, W) bool: pixels of a rasterized (..., H, W) `face_index` whose triangle is in `regions`.
-
-    `triangle_region` (T,) and the numbers are the model's (`morphable_model.REGIONS`: 0 is skin); background
-    (-1) is False.
-    """
-    wanted = torch.isin(triangle_region, torch.tensor(regions).to(triangle_region))
-    return (wanted[face_index.clamp(min=0)] & (face_index >= 0)).unsqueeze(-3)

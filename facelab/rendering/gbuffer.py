@@ -7,6 +7,7 @@
 `image_formation.shade` is the second half. The split is that of PyTorch3D's fragments and shaders.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +75,16 @@ def rasterize_surface(
     return GBuffer(
         face_index, depth, directions, values[..., 3:6, :, :], values[..., 6:, :, :], screen, triangles
     )
+
+
+def region_mask(face_index: Tensor, triangle_region: Tensor, regions: Sequence[int] = (0,)) -> Tensor:
+    """(..., 1, H, W) bool: pixels of a rasterized (..., H, W) `face_index` whose triangle is in `regions`.
+
+    `triangle_region` (T,) and the numbers are the model's (`morphable_model.REGIONS`: 0 is skin); background
+    (-1) is False.
+    """
+    wanted = torch.isin(triangle_region, torch.tensor(regions).to(triangle_region))
+    return (wanted[face_index.clamp(min=0)] & (face_index >= 0)).unsqueeze(-3)
 
 
 def uv_map(maps: GBuffer, uv: Tensor, uv_triangles: Tensor) -> Tensor:

@@ -911,6 +911,7 @@ print_table(rows)
 numbers["fit_rigid_mm"] = rows["fit_photos"]["rigid (mm)"]
 numbers["fit_similarity_mm"] = rows["fit_photos"]["free size (mm)"]
 numbers["fit_pose_degrees"] = rows["fit_photos"]["pose (degrees)"]
+numbers["landmarks_pose_degrees"] = rows["landmarks only"]["pose (degrees)"]
 numbers["fit_landmarks_px"] = rows["fit_photos"]["landmarks (px)"]
 numbers["fit_picture_rmse"] = rows["fit_photos"]["picture (of 255)"]
 numbers["fit_albedo"] = rows["fit_photos"]["albedo (relative)"]

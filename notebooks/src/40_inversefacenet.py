@@ -797,6 +797,7 @@ for kind, theta in (("section 5", initial), ("portraits", drawn)):
 # %%
 records = load_test_set("in_model", limit=P["reconstruct"])
 pictures, titles, measured = [], [], []
+average = MorphableModel.load().mean
 for record in records:
     try:
         said = method.reconstruct(record.image)
@@ -810,12 +811,15 @@ for record in records:
         float(metrics.photometric_rmse(said.image, record.image, record.mask & said.mask)),
         float(metrics.geometry_rmse_mm(said.mesh.vertices, record.mesh.vertices)),
         100 * float(both / either),
+        float(metrics.geometry_rmse_mm(average, record.mesh.vertices)),
     ))  # fmt: skip
     pictures += [record.image, torch.where(said.mask, said.image, record.image), geometry]
-    titles += ["picture", "{:.0f} levels\n{:.1f} mm, {:.0f} %".format(*measured[-1]), "geometry"]
-photometric, geometric, overlap = np.mean(measured, axis=0)
+    titles += ["picture", "{:.0f} levels\n{:.1f} mm, {:.0f} %".format(*measured[-1][:3]), "geometry"]
+photometric, geometric, overlap, usual = np.mean(measured, axis=0)
 print(f"photometric {photometric:.1f} levels, geometric {geometric:.2f} mm, overlap {overlap:.1f} %")
+print(f"the average face: geometric {usual:.2f} mm")
 numbers |= {"shipped_photometric": photometric, "shipped_mm": geometric, "shipped_iou_percent": overlap}
+numbers["average_mm"] = usual
 image_grid(pictures[:18], titles[:18], columns=6, inches=1.3)
 
 # %% [markdown]

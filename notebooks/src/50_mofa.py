@@ -66,7 +66,7 @@ OUT_DIR = ""  # folder for the results; "": runs/50_mofa of the repository
 
 # %%
 PRESETS = {
-    "tiny": {"network": "small", "side": 60, "batches": 16, "steps": 112, "wrong_steps": 32,
+    "tiny": {"network": "small", "side": 60, "batches": 16, "steps": 320, "wrong_steps": 32,
              "autoencoder_steps": 16, "decoder_steps": 32, "test": 3, "colours": 3, "optimizer": "Adam"},
     "quick": {"network": "small", "side": 60, "batches": 30, "steps": 200, "wrong_steps": 60,
               "autoencoder_steps": 250, "decoder_steps": 500, "test": 6, "colours": 60, "optimizer": "Adam"},
@@ -651,13 +651,17 @@ for record in load_test_set("in_model", limit=P["colours"]):
     assert said.image is not None and said.mask is not None and mask is not None
     colours = (said.image - record.image).norm(dim=0, keepdim=True)
     small = F.interpolate(record.image[None], (method.side, method.side), mode="bilinear", antialias=True)
-    at_vertices = loss_terms(method.decoder, method.regress(small), small)["photo"]
+    theta = method.regress(small)
+    at_vertices, at_start = (
+        loss_terms(method.decoder, codes, small)["photo"] for codes in (theta, torch.zeros_like(theta))
+    )
     face, turned, truth = face_vertices(record.mesh), said.camera.rotation, record.camera.rotation
     v, w = said.mesh.vertices, record.mesh.vertices
     for name, value in {
         "colours, all pixels": colours[mask].mean(),
         "colours, without bare pixels": colours[mask & said.mask].mean(),
         "colours, at the estimate's vertices": at_vertices,
+        "the same of the code 0": at_start,
         "bare pixels, %": 100 * (mask & ~said.mask).sum() / mask.sum(),
         "mm": metrics.posed_distance_mm(v @ turned.T, w @ truth.T, face),
         "mm with the true rotation": metrics.posed_distance_mm(v @ truth.T, w @ truth.T, face),
@@ -668,6 +672,7 @@ apart = {name: sum(values) / len(values) for name, values in measured_on.items()
 for name, value in apart.items():
     print(f"{name:38}{value:8.3f}")
 numbers |= {"colour_own": apart["colours, at the estimate's vertices"],
+            "colour_start": apart["the same of the code 0"],
             "colour_covered": apart["colours, without bare pixels"],
             "colour_all": apart["colours, all pixels"],
             "mm_true_rotation": apart["mm with the true rotation"],
