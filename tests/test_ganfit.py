@@ -1,6 +1,7 @@
 """GANFIT: what it minimises, what it averages, and that it finds faces which it can make."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from facelab.geometry.camera import PerspectiveCamera
 from facelab.methods.ganfit import GANFIT, GanFit, Settings, Weights, average_person, nth
 from facelab.model.face import Face, draw
 from facelab.model.layout import ParameterLayout
+from facelab.model.morphable_model import DEFAULT_MODEL
 from facelab.model.textures import bake_texture, unit_uv
 from facelab.networks.texture_gan import Generator, Scaled, encode
 from facelab.photos import Crop, crop_face
 from facelab.rendering.illumination import PhongLight
-from facelab.support.errors import DivergenceError, ParameterError
+from facelab.support.errors import DivergenceError, ModelFileError, ParameterError
+from facelab.support.files import sha256_of
+from facelab.training import save_checkpoint
 
 SIZE = 96
 GREY = torch.full((3, 160, 160), 0.5)  # as Eq. 7's pictures
@@ -172,6 +176,18 @@ def test_content_is_a_length_over_a_size() -> None:
     a, b = torch.zeros(2, 3, 4, 5), torch.ones(2, 3, 4, 5)
     torch.testing.assert_close(losses.content([a], [b]), torch.full((2,), 60**0.5 / 60))
     assert losses.content([a, a], [b, b])[0] == 2 * losses.content([a], [b])[0]
+
+
+def test_a_trained_generator_comes_back(method: GANFIT, tmp_path: Path) -> None:
+    card = {"latent": 8, "channels": [16, 12, 8], "face_model": sha256_of(DEFAULT_MODEL)}
+    save_checkpoint(tmp_path / "small.safetensors", method.generator, card)
+    again = GANFIT.load(tmp_path / "small.safetensors")
+    latent = torch.randn(1, 8, generator=torch.Generator().manual_seed(7))
+    # weights are kept in 8 or 16 bits
+    apart = (again.generator.texture(latent) - method.generator.texture(latent)).abs().max()
+    assert apart < 0.01 * method.generator.texture(latent).max()
+    with pytest.raises(ModelFileError, match="missing"):
+        GANFIT.load(tmp_path / "none.safetensors")
 
 
 def test_bad_input_is_named(method: GANFIT) -> None:
