@@ -227,12 +227,8 @@ class GANFIT:
             )
         )
         cameras = [fit.camera() for fit in fits]
-        camera = PerspectiveCamera(
-            torch.stack([c.rotation for c in cameras]),
-            torch.stack([c.translation for c in cameras]),
-            torch.stack([c.focal for c in cameras]),
-            torch.stack([c.principal for c in cameras]),
-        )
+        several = zip(*((c.rotation, c.translation, c.focal, c.principal) for c in cameras))
+        camera = PerspectiveCamera(*(torch.stack(part) for part in several))
         embedding, features = self.recogniser.embed_with_features(images, points)
         confidence = torch.stack([crop.confidence for crop in crops]).to(images)
         mean = srgb_to_linear(images[:, :, size // 3 : -size // 3, size // 3 : -size // 3]).mean((1, 2, 3))
@@ -334,12 +330,8 @@ def average_person(theta: Tensor, layout: ParameterLayout) -> None:
 def held(light: Light | None) -> PhongLight:
     """The same light, which hears of no gradient."""
     assert isinstance(light, PhongLight)
-    return replace(
-        light,
-        ambient=light.ambient.detach(),
-        position=light.position.detach(),
-        colour=light.colour.detach(),
-    )
+    ambient, position, colour = (p.detach() for p in (light.ambient, light.position, light.colour))
+    return replace(light, ambient=ambient, position=position, colour=colour)
 
 
 def nth(faces: Face, n: int) -> Face:
