@@ -1,14 +1,16 @@
 """GANFIT (Gecer et al. 2019): fitting with a texture GAN for the skin and a recognition network for an eye.
 
-    method = GANFIT.load("runs/texture_gan/texture_gan.safetensors")    # of train_texture_gan.py
+    method = GANFIT.load()                              # or of a checkpoint of train_texture_gan.py
     said = method.reconstruct(photo)                    # its face has a texture
     several = method.reconstruct_together(photos)       # of one person: Eq. 13
 
 The face model is aligned with landmarks first (Eq. 11); then Adam moves everything at once so that the
 picture drawn (Eq. 6) has the photograph's identity (Eq. 8), features (Eq. 9) and pixels (Eq. 10), and so that
 a second picture of the same face, in another pose, expression and light (Eq. 7), is still the same person.
+The light hears of pixels only (Sec. 3.3.3): a recognition network asked for one makes faces green.
 
-Where this is not the paper: the alignment minimises Eq. 11 by Levenberg-Marquardt; the camera's seven numbers
+Where this is not the paper: the alignment minimises Eq. 11 by Levenberg-Marquardt; some quick steps of pixels
+alone come between, which look at no network and leave less to the slow ones; the camera's seven numbers
 are a turn, a shift and a focal length instead of two points and one; dlib's network takes ArcFace's place;
 what it looks at is drawn over the photograph, so that hair and background are the same on both sides;
 regularisers are means, not sums, so that the printed weights suit any number of components.
@@ -38,13 +40,13 @@ from facelab.networks.texture_gan import Generator, build_generator
 from facelab.photos import Crop, crop_face, find_face
 from facelab.recognition.networks import DlibRecogniser, FaceRecogniser, composite
 from facelab.rendering.colour import srgb_to_linear
-from facelab.rendering.illumination import PhongLight
+from facelab.rendering.illumination import Light, PhongLight
 from facelab.support.errors import DivergenceError, ParameterError
 from facelab.support.tensors import one_line
 
 Progress = Callable[[int, dict[str, Tensor]], None]
 SHININESS = 20.0
-MM = 30.0  # of the camera's shift and ten times of the lamp's: what Adam takes for one
+TURN, SHIFT, ZOOM, LAMP = 0.1, 10.0, 0.1, 300.0  # radians, mm, log and mm: what Adam takes for one
 OTHER_YAW, OTHER_PITCH, OTHER_EXPRESSION = 0.3, 0.15, 0.5  # standard deviations of Eq. 7's draws
 
 
@@ -68,7 +70,10 @@ class Settings:
     weights: Weights = field(default_factory=Weights)
     size: int = 128
     """px of the crop that is drawn and compared"""
-    steps: int = 150
+    first: int = 60
+    """steps with pixels, landmarks and priors only, a sixth of the price of a whole one"""
+    first_rate: float = 0.03
+    steps: int = 100
     rate: float = 0.01
     seed: int = 0
 
@@ -82,8 +87,12 @@ class GanFit:
     """(N, ...) in the crops"""
     latent: Tensor
     """(N, K) all the same"""
+    theta: Tensor
+    """(N, P): what `decode` made the faces of, and `terms` gives the energy of"""
     history: list[dict[str, float]]
     """every term of Eq. 12, weighted, at every step"""
+    first: list[dict[str, float]]
+    """those of the steps before, which have no recognition network in them"""
 
 
 @one_line
@@ -133,8 +142,8 @@ class GANFIT:
         )  # fmt: skip
 
     @classmethod
-    def load(cls, path: str | Path) -> GANFIT:
-        """With a generator of train_texture_gan.py; none is shipped. Raises ModelFileError."""
+    def load(cls, path: str | Path = "texture_gan") -> GANFIT:
+        """With a generator of train_texture_gan.py. Raises ModelFileError."""
         return cls(load_trained(path, "train_texture_gan.py", build_generator)[0])
 
     def reconstruct(self, image: Tensor) -> Reconstruction:
@@ -157,11 +166,30 @@ class GANFIT:
         Raises ParameterError for no crops or of another size, DivergenceError if the energy is no number.
         """
         target = self.aligned(crops)
-        theta = self.start(len(crops)).requires_grad_()
-        adam = torch.optim.Adam([theta], self.settings.rate)
-        history = []
-        for step in range(self.settings.steps):
-            terms = self.terms(theta, target, step)
+        theta, settings = self.start(len(crops)), self.settings
+        pixels = replace(settings.weights, identity=0.0, identity_again=0.0, content=0.0)
+        theta, first = self.descend(theta, target, settings.first, settings.first_rate, pixels)
+        theta, history = self.descend(theta, target, settings.steps, settings.rate, progress=progress)
+        with torch.no_grad():
+            faces = self.decode(theta, target.start)
+        return GanFit(faces, self.layout.split(theta)["texture"], theta, history, first)
+
+    def descend(
+        self,
+        theta: Tensor,
+        target: Target,
+        steps: int,
+        rate: float,
+        weights: Weights | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, list[dict[str, float]]]:
+        """Adam from vectors (N, P), with one person in all of them -> the last ones, and every step's terms.
+
+        `weights` None are those of the settings. Raises DivergenceError if the energy is no number."""
+        theta = theta.clone().requires_grad_()
+        adam, history = torch.optim.Adam([theta], rate), []
+        for step in range(steps):
+            terms = self.terms(theta, target, step, weights)
             total = torch.stack([*terms.values()]).sum()
             if not bool(torch.isfinite(total)):
                 raise DivergenceError("The energy is no longer a number; lower the rate.")
@@ -172,9 +200,7 @@ class GANFIT:
             history.append({name: float(term.detach()) for name, term in terms.items()})
             if progress is not None:
                 progress(step, terms)
-        with torch.no_grad():
-            faces = self.decode(theta, target.start)
-        return GanFit(faces, self.layout.split(theta.detach())["texture"], history)
+        return theta.detach(), history
 
     def start(self, count: int) -> Tensor:
         """(N, P) zeros: the aligned face, with the generator's middle texture."""
@@ -201,12 +227,8 @@ class GANFIT:
             )
         )
         cameras = [fit.camera() for fit in fits]
-        camera = PerspectiveCamera(
-            torch.stack([c.rotation for c in cameras]),
-            torch.stack([c.translation for c in cameras]),
-            torch.stack([c.focal for c in cameras]),
-            torch.stack([c.principal for c in cameras]),
-        )
+        several = zip(*((c.rotation, c.translation, c.focal, c.principal) for c in cameras))
+        camera = PerspectiveCamera(*(torch.stack(part) for part in several))
         embedding, features = self.recogniser.embed_with_features(images, points)
         confidence = torch.stack([crop.confidence for crop in crops]).to(images)
         mean = srgb_to_linear(images[:, :, size // 3 : -size // 3, size // 3 : -size // 3]).mean((1, 2, 3))
@@ -224,30 +246,35 @@ class GANFIT:
         assert isinstance(start.camera, PerspectiveCamera) and isinstance(start.light, PhongLight)
         camera = replace(
             start.camera,
-            rotation=roma.rotvec_to_rotmat(turn) @ start.camera.rotation,
-            translation=start.camera.translation + MM * shift,
-            focal=start.camera.focal * (zoom[..., 0] / 3).exp(),
+            rotation=roma.rotvec_to_rotmat(TURN * turn) @ start.camera.rotation,
+            translation=start.camera.translation + SHIFT * shift,
+            focal=start.camera.focal * (ZOOM * zoom[..., 0]).exp(),
         )
         light = replace(
             start.light,
             ambient=start.light.ambient * ambient.exp(),
-            position=start.light.position + 10 * MM * place,
+            position=start.light.position + LAMP * place,
             colour=start.light.colour * colour.exp(),
         )
         texture = self.generator.texture(parts["texture"])
         shape, expression = start.identity + parts["shape"], start.expression + parts["expression"]
         return Face(shape, expression, start.albedo, camera, light, texture)
 
-    def terms(self, theta: Tensor, target: Target, step: int) -> dict[str, Tensor]:
-        """The terms of Eq. 12, weighted, each a mean over the photographs."""
-        weights, parts = self.settings.weights, self.layout.split(theta)
+    def terms(
+        self, theta: Tensor, target: Target, step: int, weights: Weights | None = None
+    ) -> dict[str, Tensor]:
+        """The terms of Eq. 12, weighted (None: as the settings say), each a mean over the photographs.
+
+        `step` draws the second picture (Eq. 7)."""
+        weights, parts = weights or self.settings.weights, self.layout.split(theta)
         face = self.decode(theta, target.start)
         surface, size = face.surface(self.coarse), self.settings.size
         picture = draw(surface, face.camera, face.light, size, size)
         image, seen = picture.image.clamp(0, 1), picture.mask & target.inside
         terms: dict[str, Tensor] = {}
         if weights.identity or weights.content:
-            over = composite(image, seen, target.images)
+            still = draw(surface, face.camera, held(face.light), size, size).image.clamp(0, 1)
+            over = composite(still, seen, target.images)
             embedding, features = self.recogniser.embed_with_features(over, target.landmarks)
             mean = self.recogniser.mean_embedding
             terms["identity"] = weights.identity * losses.identity(embedding, target.embedding, mean)
@@ -298,6 +325,13 @@ def average_person(theta: Tensor, layout: ParameterLayout) -> None:
         for name in ("shape", "texture"):
             part = theta[:, layout.slice(name)]
             part.copy_(part.mean(0, keepdim=True).expand_as(part))
+
+
+def held(light: Light | None) -> PhongLight:
+    """The same light, which hears of no gradient."""
+    assert isinstance(light, PhongLight)
+    ambient, position, colour = (p.detach() for p in (light.ambient, light.position, light.colour))
+    return replace(light, ambient=ambient, position=position, colour=colour)
 
 
 def nth(faces: Face, n: int) -> Face:
