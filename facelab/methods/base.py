@@ -38,6 +38,7 @@ METHODS: Mapping[str, str] = {
     "inversefacenet": "facelab.methods.inversefacenet:InverseFaceNet",
     "mofa": "facelab.methods.mofa:MoFA",
     "coarsenet": "facelab.methods.coarsenet:CoarseNet",
+    "ganfit": "facelab.methods.ganfit:GANFIT",
     "specular": "facelab.methods.specular:Specular",
 }
 """Every method that works without more than the package brings: its name, and "module:Class"."""

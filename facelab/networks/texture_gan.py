@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from facelab.model.textures import F0_WHITE
 from facelab.rendering.colour import linear_to_srgb, srgb_to_linear
 from facelab.support.errors import ParameterError
+from facelab.support.tensors import one_line
 
 FIRST = 4  # px of the coarsest textures
 LEAST_SPREAD = 0.02  # of a texel over people, and of a mixture of channels
@@ -228,7 +229,8 @@ def at_level(pictures: Tensor, level: float, last: int) -> Tensor:
     return coarse + share * (small - coarse)
 
 
-@dataclass(frozen=True)
+@one_line
+@dataclass(frozen=True, eq=False)
 class Components:
     """Principal components of textures, in standard deviations."""
 
