@@ -56,9 +56,9 @@ OUT_DIR = ""  # folder for the results; "": runs/70_texture_gan of the repositor
 # %%
 PRESETS = {
     "tiny": {
-        "side": 16, "people": 300, "held_out": 24, "latent": 16, "channels": (32, 32, 32),
-        "steps": (30, 60, 110), "search": 60, "pairs": 32, "mesh": 0, "picture": 96, "drawn": 8,
-        "projection": 15,
+        "side": 16, "people": 300, "held_out": 24, "latent": 16, "channels": (32, 32, 24),
+        "steps": (30, 60, 100), "search": 60, "pairs": 32, "mesh": 0, "picture": 96, "drawn": 8,
+        "projection": 10,
     },
     "quick": {
         "side": 16, "people": 500, "held_out": 40, "latent": 32, "channels": (64, 64, 48),
@@ -379,6 +379,7 @@ for name, spreads in curves.items():
 axis.axhline(1, color="k", lw=0.7)
 axis.set(xlabel="periods across the texture", ylabel="energy over real", ylim=(0, 1.4))
 axis.legend()
+figure.tight_layout()
 
 # %% [markdown]
 # ## 4 · Two players
@@ -498,6 +499,7 @@ for gamma in (0.0, 0.3, 1.0):
     print(f"γ = {gamma}: after 800 steps {float(path[-1].norm()):.4f} from the equilibrium")
 axis.set(xlabel="θ", ylabel="ψ", aspect="equal")
 axis.legend(fontsize=7)
+figure.tight_layout()
 
 # %% [markdown]
 # **Exercise 4** (★★★, 15 minutes): R1 of any critic. $\nabla_x$ is by the picture, not by weights, and the
@@ -868,9 +870,8 @@ image_grid([(0.5 + at_level(white[:1], level)[0, :3] / 6).clamp(0, 1)
 #
 # $$L_G + a\,\mathbb E\,|G(p(x)) - x|.$$
 #
-# That is a VAE-GAN (Larsen et al. 2016) whose encoder is Eq. 1. $a = 0$ is the GAN alone. A GAN that is
-# averaged over its last steps draws better than any single one of them, so the running mean of the weights is
-# what is kept.
+# That is a VAE-GAN (Larsen et al. 2016) whose encoder is Eq. 1. $a = 0$ is the GAN alone. Kept is the running
+# mean of the generator's weights, as in Karras et al.: single steps jump about.
 
 # %%
 RATE, GAMMA, EVERY, KEPT = 4e-3, 1.0, 8, 0.98
@@ -937,6 +938,7 @@ axis.set(xlabel="steps / 4", ylabel="D(real) - D(drawn)")
 for start in starts[1:-1]:
     axis.axvline(start / 4, color="k", lw=0.5)
 axis.legend(fontsize=8)
+figure.tight_layout()
 
 # %% [markdown]
 # The curves are no quality: each player's loss depends on how good the *other* is. At every line a new stage
@@ -1080,10 +1082,10 @@ image_grid([one for row in walks for one in shown(coloured(row))],
 # %% [markdown]
 # ## 9 · The shipped generator
 #
-# `data_scripts/train_texture_gan.py` trained it in about an hour of a processor, with what you have built,
-# the anchor included, on skins painted by a pigment model (with pores, hairs and wrinkles) and on portraits
-# that were unwrapped from fits (`facelab.methods.textures.unwrap`). Its card says how it did on people that
-# it has never seen, beside a PCA of as many numbers:
+# `data_scripts/train_texture_gan.py` trained it on a processor, with what you have built, the anchor included,
+# on skins painted by a pigment model (with pores, hairs and wrinkles) and on portraits that were unwrapped
+# from fits (`facelab.methods.textures.unwrap`). Its card says for how long, and how it did on people that it
+# has never seen, beside a PCA of as many numbers:
 
 # %%
 weights = CHECKPOINTS / "texture_gan.safetensors"
@@ -1202,7 +1204,7 @@ image_grid([on_face(one) for one in (tried[0], controls["flat"][0], controls["no
 # | texels | 512² RGB | the card's, RGB and specular |
 # | latents | 512 | the card's |
 # | training | progressive GAN, WGAN-GP (Karras et al.) | logistic with R1; anchored to Eq. 1 |
-# | time | not given; days on a GPU by Karras et al. | about an hour of a processor |
+# | time | not given; days on a GPU by Karras et al. | minutes in the card |
 # | "coherent" | 99.9 %, measure not given | share of heads with a face, above |
 #
 # What the paper measures of its textures is only seen through fits (its Figures 4 and 5): there is no number
