@@ -875,8 +875,8 @@ image_grid([(0.5 + at_level(white[:1], level)[0, :3] / 6).clamp(0, 1)
 
 # %%
 RATE, GAMMA, EVERY, KEPT = 4e-3, 1.0, 8, 0.98
-white = network.whitened(known)
-components = Components.of(white, K)
+learned = network.whitened(known)
+components = Components.of(learned, K)
 starts = torch.tensor([0, *P["steps"]]).cumsum(0).tolist()
 
 
@@ -900,7 +900,7 @@ def train(anchor: float) -> tuple[Drawer, list[float]]:
         level = level_at(step)
         for adam in adams:
             adam.param_groups[0]["lr"] = RATE * min(1.0, 4 * (1 - step / starts[-1]) + 0.02)
-        people = white[torch.randint(len(white), (16,), generator=g)]
+        people = learned[torch.randint(len(learned), (16,), generator=g)]
         real, latent = at_level(people, level), torch.randn(2, 16, K, generator=g)
         says, fooled = critic(real, level), critic(drawer(latent[0], level).detach(), level)
         loss = logistic_losses(says, fooled)[0]
@@ -1082,10 +1082,10 @@ image_grid([one for row in walks for one in shown(coloured(row))],
 # %% [markdown]
 # ## 9 · The shipped generator
 #
-# `data_scripts/train_texture_gan.py` trained it on a processor, with what you have built, the anchor included,
-# on skins painted by a pigment model (with pores, hairs and wrinkles) and on portraits that were unwrapped
-# from fits (`facelab.methods.textures.unwrap`). Its card says for how long, and how it did on people that it
-# has never seen, beside a PCA of as many numbers:
+# `data_scripts/train_texture_gan.py` trained it on a processor, with what you have built, the anchor
+# included, on skins painted by a pigment model (with pores, hairs and wrinkles) and on portraits that were
+# unwrapped from fits (`facelab.methods.textures.unwrap`). Its card says for how long, and how it did on
+# people that it has never seen, beside a PCA of as many numbers:
 
 # %%
 weights = CHECKPOINTS / "texture_gan.safetensors"
@@ -1136,12 +1136,12 @@ image_grid([*map(on_face, turn), *map(on_face, along)], ["between two", *[""] * 
 # answer exists, and people of the face model, which have none of the pores and hairs that it has learned.
 
 # %% tags=["long"]
-size = generator.mean.shape[-1]
+texels = generator.mean.shape[-1]
 g = torch.Generator().manual_seed(SEED + 13)
 diffuse, specular = model.albedo(model.sample(2, g)["albedo"])
 both = torch.cat([diffuse, specular[..., None]], -1)
 targets = torch.stack(
-    [bake_texture(one, model.triangles, uv, model.uv_triangles, size) for one in both] + [skins_drawn[2]]
+    [bake_texture(one, model.triangles, uv, model.uv_triangles, texels) for one in both] + [skins_drawn[2]]
 )
 answer = project(generator, targets, P["projection"])
 with torch.no_grad():
@@ -1168,7 +1168,10 @@ image_grid([on_face(row) for pair in zip(targets, nearest_skins) for row in pair
 # %% tags=["long"]
 detector = DlibDetector(fallback=False)
 g = torch.Generator().manual_seed(SEED + 14)
-controls = {"flat": torch.full((1, 4, size, size), 0.3), "noise": torch.rand(4, 4, size, size, generator=g)}
+controls = {
+    "flat": torch.full((1, 4, texels, texels), 0.3),
+    "noise": torch.rand(4, 4, texels, texels, generator=g),
+}
 with torch.no_grad():
     tried = torch.cat([generator.texture(part) for part in
                        torch.randn(P["drawn"], generator.latent, generator=g).split(20)])  # fmt: skip
