@@ -228,7 +228,7 @@ def skins(count: int, seed: int) -> Tensor:
 textures = skins(P["people"] + P["held_out"], SEED + 2)
 coded = encode(textures)  # sRGB, and specular / 0.08: in [0, 1]
 known, held_out = coded[: P["people"]], coded[P["people"] :]
-network = library.Generator(K, P["channels"])
+network = build_generator({"latent": K, "channels": P["channels"]})
 network.look_at(known)
 
 
