@@ -76,6 +76,8 @@ def test_an_equation_without_code_is_found(tmp_path: Path) -> None:
     (strange,) = paper_of(tmp_path, [*both, ("text", "Eq. 3")])
     assert "no Eq. 3" in strange
     assert equations.missing(equations.Paper("paper", "Paper", 2, ("41",), ()), tmp_path) == []
+    half = equations.Paper("paper", "Paper", 2, ("40", "41"), ())
+    assert equations.missing(half, tmp_path) == [], "one of two notebooks is there"
 
 
 def test_a_reason_replaces_a_cell_and_goes_when_there_is_one(

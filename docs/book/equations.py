@@ -82,8 +82,10 @@ def numbers_in(source: str, tags: bool = True) -> set[int]:
 
 
 def notebooks(paper: Paper, folder: Path) -> dict[str, nbformat.NotebookNode]:
-    """The paper's notebooks that are there, by name."""
+    """The paper's notebooks by name; none until all of them are there."""
     paths = [path for number in paper.notebooks for path in sorted(folder.glob(f"{number}_*.ipynb"))]
+    if len(paths) < len(paper.notebooks):
+        return {}
     return {path.stem: nbformat.read(path, as_version=4) for path in paths}
 
 
@@ -167,7 +169,7 @@ def page(folder: Path = ROOT / "notebooks") -> str:
         lines += [f"## {paper.name}", "", f"{paper.count} numbered equations{cite}."]
         read, found = notebooks(paper, folder), places(paper, folder)
         if not read:
-            lines += [f"Its notebook ({', '.join(paper.notebooks)}) is not in the course yet.", ""]
+            lines += [f"Not all of it ({', '.join(paper.notebooks)}) is in the course yet.", ""]
             continue
         lines += ["", "| Eq. | told in | code | tested in |", "|---|---|---|---|"]
         for number in range(1, paper.count + 1):
