@@ -33,7 +33,7 @@ SOURCES = NOTEBOOKS / "src"
 EXERCISES = NOTEBOOKS / "exercises"
 MARKER = "# SOLUTION"
 CHECKED = re.compile(r'checks\.check\("(.+?)"')
-JPEG = {"quality": 80, "subsampling": 2, "progressive": True}
+JPEG = {"quality": 65, "subsampling": 2, "progressive": True}
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 

@@ -362,7 +362,7 @@ LONG = {
     "90": 4,
     "91": 1,
 }  # code cells over it; to shrink
-LATER = ("60", "61", "70", "80")  # notebooks to which this has not been applied yet
+LATER = ("60", "61", "80")  # notebooks to which this has not been applied yet
 OURS = [master for master in MASTERS if not master.stem.startswith(LATER)]
 
 

@@ -1083,7 +1083,10 @@ image_grid([one for row in walks for one in shown(coloured(row))],
 # ## 9 · The shipped generator
 #
 # `data_scripts/train_texture_gan.py` trained it on a processor, with what you have built, the anchor
-# included, on skins painted by a pigment model (with pores, hairs and wrinkles) and on portraits that were
+# included, and one thing more: its layers do not draw the whole texture but what is *added* to Eq. 1, whose
+# components, half as fine, are a part of the generator (`Generator.hang_on`). So it starts as a PCA, and the
+# critic asks for what a PCA lacks. Left to itself, a network of this size had learned an average face after as
+# many steps. It saw skins painted by a pigment model (with pores, hairs and wrinkles) and portraits that were
 # unwrapped from fits (`facelab.methods.textures.unwrap`). Its card says for how long, and how it did on
 # people that it has never seen, beside a PCA of as many numbers:
 
@@ -1206,7 +1209,7 @@ image_grid([on_face(one) for one in (tried[0], controls["flat"][0], controls["no
 # | textures | about 10,000 of scanned people (LSFM) | painted, and unwrapped portraits: see the card |
 # | texels | 512² RGB | the card's, RGB and specular |
 # | latents | 512 | the card's |
-# | training | progressive GAN, WGAN-GP (Karras et al.) | logistic with R1; anchored to Eq. 1 |
+# | training | progressive GAN, WGAN-GP (Karras et al.) | logistic with R1; added and anchored to Eq. 1 |
 # | time | not given; days on a GPU by Karras et al. | minutes in the card |
 # | "coherent" | 99.9 %, measure not given | share of heads with a face, above |
 #
