@@ -1,19 +1,18 @@
 """Train the progressive GAN of UV textures (Gecer et al. 2019, Sec. 3.1; Karras et al. 2018).
 
-    python data_scripts/build_textures.py runs/painted.safetensors
-    python data_scripts/build_textures.py runs/unwrapped.safetensors --photos FOLDER ...
-    python data_scripts/train_texture_gan.py runs/texture_gan runs/{painted,unwrapped}.safetensors
+    python data_scripts/build_textures.py runs/textures.safetensors --photos FOLDER ...
+    python data_scripts/train_texture_gan.py runs/texture_gan runs/textures.safetensors
     python data_scripts/train_texture_gan.py runs/full runs/textures512.safetensors --preset full
 
 The losses are the logistic ones with R1, a gradient penalty on real textures (Mescheder et al. 2018), which
 need one step of the discriminator per step of the generator; what is kept is the running mean of the
 generator's weights. Half the textures are mirrored.
 
-Not in Karras et al.: the generator's pictures are added to the principal components of real textures, half
-as fine; and half the latents of a step are real textures' own, of which it has to make something near (L1)
-the texture, as in a VAE-GAN (Larsen et al. 2016) whose encoder is a PCA. A GAN alone finds all kinds of faces
-only after days on a GPU; a PCA has them from the start, and blurs. What is seen of a face from the front
-counts more. `anchor=0` in a preset is the GAN alone.
+Not in Karras et al.: what the layers draw is added to the principal components of real textures; half the
+latents of a step are real textures' own, of which it has to make something near (L1) the texture, as in a
+VAE-GAN (Larsen et al. 2016) whose encoder is a PCA; the others are mixtures of two people's, turned so that
+their spread stays. A GAN alone finds all kinds of faces only after days on a GPU; a PCA has them from the
+start, and blurs. What is seen of a face from the front counts more. `anchor=0` is the GAN alone.
 
 Run again to go on after a kill: the same bytes come out.
 """
@@ -22,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -69,8 +69,8 @@ class Settings:
 PRESETS = {
     "full": Settings(),
     "cpu": Settings(
-        64, (64, 64, 48, 32, 24, 16), (16, 16, 16, 16, 16, 8), (150, 200, 300, 600, 1200, 3000), 4e-3,
-        1.0, 8, 10.0, 0.995, "bf16-mixed", 200,
+        64, (64, 64, 48, 32, 24), (16,) * 5, (100, 150, 250, 600, 2400), 2e-3, 10.0, 8, 10.0, 0.995,
+        "bf16-mixed", 200,
     ),
     "tiny": Settings(8, (8, 8), (4, 4), (3, 5), 2e-3, 1.0, 2, 1.0, 0.9, projection=10),
 }  # fmt: skip
@@ -201,7 +201,9 @@ def train(
         real, latents = batch(real_ones, step, settings, run, stage)
         own = len(real) // 2 if components is not None else 0  # so many latents are the textures' own
         if components is not None:
-            latents[1, :own] = components.latents(F.avg_pool2d(real[:own], 2))
+            theirs = components.latents(real)
+            latents = turned(theirs, latents)
+            latents[1, :own] = theirs[:own]
         penalised = step % settings.every_r1 == 0
         real = at_level(real, level, last).requires_grad_(penalised)
         with torch.no_grad():
@@ -248,6 +250,13 @@ def batch(real: Tensor, step: int, settings: Settings, run: Run, stage: int) -> 
     latents = torch.randn(2, size, settings.latent, generator=drawn).to(real.device)
     pictures = real[chosen.to(real.device)]
     return torch.where(mirrored.to(real.device), pictures.flip(-1), pictures), latents
+
+
+def turned(latents: Tensor, drawn: Tensor) -> Tensor:
+    """Latents (2, B, K) between two of (B, K) each: turned from one to the other by an angle that the first
+    numbers drawn (2, B, K) say, so that means of 0 and variances of 1 stay."""
+    angle = math.pi * torch.sigmoid(1.7 * drawn[..., :1])  # all but even over (0, pi)
+    return angle.cos() * latents + angle.sin() * latents.roll(1, 0)
 
 
 def main() -> None:

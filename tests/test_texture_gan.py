@@ -141,13 +141,13 @@ def test_what_hangs_on_components_starts_from_them() -> None:
     generator = small()
     generator.look_at(coded)
     components = generator.hang_on(coded, torch.full((16, 16), 0.5))
-    half = F.avg_pool2d(generator.whitened(coded[:5]), 2)
-    latents = components.latents(half)
-    said = F.interpolate(components.textures(latents), scale_factor=2.0, mode="bilinear")
+    white = generator.whitened(coded[:5])
+    latents = components.latents(white)
+    said = components.textures(latents)
     assert components.mean.abs().max() < 1e-4, "each texture has its mirror image"
     for level in (0, 1.5, 2):
         torch.testing.assert_close(generator(latents, level), at_level(said, level, 2), atol=1e-4, rtol=1e-4)
-    near, far = ((said_ - half).square().mean() for said_ in (components.textures(latents), 0 * half))
+    near, far = ((said_ - white).square().mean() for said_ in (said, 0 * white))
     assert near < 0.8 * far
 
 
@@ -220,6 +220,16 @@ def test_whitened_textures_are_white_and_come_back() -> None:
     assert (
         covariance - torch.diag(covariance.diag())
     ).abs().max() < 0.05 and 0.9 < covariance.diag().max() < 1.1
+
+
+def test_turned_latents_keep_their_spread() -> None:
+    people = random(4000, 3)
+    mixed = training.turned(people, random(2, 4000, 3, seed=1))
+    assert mixed.shape == (2, 4000, 3)
+    torch.testing.assert_close(mixed.mean(1), torch.zeros(2, 3), atol=0.08, rtol=0)
+    torch.testing.assert_close(mixed.var(1), torch.ones(2, 3), atol=0.12, rtol=0)
+    still = training.turned(people, torch.full((2, 4000, 3), -1e9))
+    torch.testing.assert_close(still[0], people)
 
 
 def test_levels_follow_the_schedule() -> None:

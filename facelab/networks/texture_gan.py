@@ -9,8 +9,8 @@ how long one is says how unusual the skin); weights scaled at run time so that a
 deviation over the minibatch as one more map of the discriminator. The networks see *whitened* textures: sRGB
 and F0 / 0.08, less their mean over people, over their spread at each texel, with the four channels made
 independent: what all faces share need not be learned. Nor need what is linear: `hang_on` gives the generator
-the principal components of real textures, half as fine, and what its layers draw is added to them. (In the
-paper the layers draw it all, which takes days on a GPU.)
+the principal components of real textures, and what its layers draw is added to them. (In the paper the layers
+draw it all, which takes days on a GPU.)
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Generator(nn.Module):
         self.register_buffer("mean", torch.zeros(4, side, side))
         self.register_buffer("spread", torch.ones(4, side, side))
         self.register_buffer("mixing", torch.eye(4))
-        self.register_buffer("linear", torch.zeros(latent, 4, side // 2, side // 2))
+        self.register_buffer("linear", torch.zeros(latent, 4, side, side))
         self.first = Scaled(latent, channels[0] * FIRST**2, gain=math.sqrt(2) / FIRST)
         pairs = list(zip([channels[0], *channels], channels))
         self.layers = nn.ModuleList(
@@ -128,7 +128,6 @@ class Generator(nn.Module):
         """Whitened textures. `level`: see `stage_of`; None is all of it."""
         level = self.last if level is None else level
         known = (latent @ self.linear.flatten(1)).unflatten(1, self.linear.shape[1:])
-        known = F.interpolate(known, scale_factor=2.0, mode="bilinear")
         return at_level(known, level, self.last) + self.drawn(latent, level)
 
     def drawn(self, latent: Tensor, level: float) -> Tensor:
@@ -169,13 +168,9 @@ class Generator(nn.Module):
     def hang_on(self, coded: Tensor, weight: Tensor) -> Components:
         """Take the principal components of coded textures (N, 4, S, S), as if each had its mirror image, for
         what the layers' pictures are added to; those are nothing at first. `weight` (S, S): how much a texel
-        counts. Call `look_at` before.
-
-        Returns the components, which are those of textures half as fine (N, 4, S / 2, S / 2)."""
-        half = F.avg_pool2d(self.whitened(coded), 2)
-        components = Components.of(
-            torch.cat([half, half.flip(-1)]), self.latent, F.avg_pool2d(weight[None], 2)[0]
-        )
+        counts. Call `look_at` before. Returns the components of whitened textures."""
+        white = self.whitened(coded)
+        components = Components.of(torch.cat([white, white.flip(-1)]), self.latent, weight)
         self.linear.copy_(components.shapes)
         for layer in self.colours:
             cast(Scaled, layer).weight.data.zero_()

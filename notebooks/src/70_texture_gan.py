@@ -1084,11 +1084,11 @@ image_grid([one for row in walks for one in shown(coloured(row))],
 #
 # `data_scripts/train_texture_gan.py` trained it on a processor, with what you have built, the anchor
 # included, and one thing more: its layers do not draw the whole texture but what is *added* to Eq. 1, whose
-# components, half as fine, are a part of the generator (`Generator.hang_on`). So it starts as a PCA, and the
-# critic asks for what a PCA lacks. Left to itself, a network of this size had learned an average face after as
-# many steps. It saw skins painted by a pigment model (with pores, hairs and wrinkles) and portraits that were
-# unwrapped from fits (`facelab.methods.textures.unwrap`). Its card says for how long, and how it did on
-# people that it has never seen, beside a PCA of as many numbers:
+# components are a part of the generator (`Generator.hang_on`). So it starts as a PCA, and the critic asks for
+# what a PCA lacks. Left to itself, a network of this size had learned an average face after as many steps. It
+# saw portraits that were unwrapped from fits (`facelab.methods.textures.unwrap`; public domain and CC0), with
+# the shadows and glasses that were in them. Its card says for how long, and how it did on people that it has
+# never seen, beside a PCA of as many numbers:
 
 # %%
 weights = CHECKPOINTS / "texture_gan.safetensors"
