@@ -12,7 +12,8 @@ photograph, centred likewise. `auc`: how often a person's own photograph is near
 `first`: how often it is the nearest of all. "photographs" compares the photographs themselves, the "average
 face" says what is left when nobody has a face of his own but for the skin.
 
-Prints a table; writes likeness.json and likeness.md under benchmarks/results/.
+Prints a table; writes likeness.json and likeness.md under benchmarks/results/, where other methods' rows stay if
+they are of the same people.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import random
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,6 +117,15 @@ def compare(estimates: Tensor, photographs: Tensor, lightness: Tensor) -> dict[s
     }
 
 
+def kept(file: Path, run: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The rows of a file of results, if it is of as many people drawn with the same seed; else none."""
+    if not file.is_file():
+        return {}
+    rows = json.loads(file.read_text())
+    about = rows.pop("run")
+    return rows if all(about[key] == run[key] for key in ("people", "seed")) else {}
+
+
 def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(
@@ -159,6 +170,7 @@ def main() -> None:
     others, tone = torch.stack(embedded.pop("others")), torch.stack(lightness)
     results = {name: compare(torch.stack(rows), others, tone) for name, rows in embedded.items()}
     run = describe_run(arguments.seed) | {"people": len(tone)}
+    results = kept(arguments.out / "likeness.json", run) | results
     columns = ("auc", "first", "auc_darker", "auc_lighter")
     lines = [["", *columns], ["---"] * (1 + len(columns))]
     lines += [[name, *(f"{one[c]:.3f}" for c in columns)] for name, one in results.items()]

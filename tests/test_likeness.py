@@ -1,5 +1,6 @@
 """benchmarks/likeness.py: faces seen anew, compared with other photographs of the same people."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from likeness import SIZE, compare, portraits
+from likeness import SIZE, compare, kept, portraits
 
 from facelab.geometry.camera import PerspectiveCamera
 from facelab.model.face import Face
@@ -46,3 +47,11 @@ def test_portraits_have_no_expression_and_show_the_whole_face() -> None:
     # turned to either side, the tip of the nose goes to either side of the eyes' middle
     across = points[:, 30, 0] - points[:, 36:48, 0].mean(1)
     assert across[0].sign() == -across[2].sign() and across[1].abs() < across[[0, 2]].abs().min()
+
+
+def test_rows_of_the_same_people_stay(tmp_path: Path) -> None:
+    file, run = tmp_path / "likeness.json", {"people": 40, "seed": 0, "date": "today"}
+    assert kept(file, run) == {}
+    file.write_text(json.dumps({"run": run | {"date": "yesterday"}, "mofa": {"auc": 0.5}}))
+    assert kept(file, run) == {"mofa": {"auc": 0.5}}
+    assert kept(file, run | {"people": 39}) == {}
