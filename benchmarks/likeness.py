@@ -12,8 +12,8 @@ photograph, centred likewise. `auc`: how often a person's own photograph is near
 `first`: how often it is the nearest of all. "photographs" compares the photographs themselves, the "average
 face" says what is left when nobody has a face of his own but for the skin.
 
-Prints a table; writes likeness.json and likeness.md under benchmarks/results/, where other methods' rows stay if
-they are of the same people.
+Prints a table; writes likeness.json and likeness.md under benchmarks/results/, where other methods' rows stay
+if they are of the same people.
 """
 
 from __future__ import annotations
