@@ -344,6 +344,7 @@ image_grid(list(0.5 + 0.2 * (seen[:, :1] - 0.5)), [f"β = {b:.2f}" for b in beta
 
 # %%
 def _gmse(estimate: Tensor, truth: Tensor, basis: Tensor) -> Tensor:
+    """Eq. 4, to compare with."""
     moved = torch.einsum("bk,kvc->bvc", estimate - truth, basis)
     return moved.square().sum((1, 2))
 

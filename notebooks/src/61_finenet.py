@@ -183,6 +183,7 @@ assert numbers["normals_vs_library"] < 1e-3
 
 # %%
 def _light(intensity: Tensor, normals: Tensor, albedo: Tensor, mask: Tensor) -> Tensor:
+    """Eq. 11, to compare with."""
     rows = (albedo * torch.cat([torch.ones_like(normals[:1]), normals]))[:, mask].T
     return torch.linalg.lstsq(rows, intensity[mask][:, None]).solution[:, 0]
 
@@ -211,7 +212,7 @@ checks.register(
             "Intensity over albedo is another problem: an error at a dark pixel would count more.": (
                 lambda i, n, a, m: _light(i / a, n, a * 0 + 1, m)
             ),
-            "Y begins with the constant 1 (Eq. 9).": lambda i, n, a, m: _light(i, n, a, m).roll(-1),
+            "Y begins with the constant 1.": lambda i, n, a, m: _light(i, n, a, m).roll(-1),
             "Four unknowns: the constant is missing.": lambda i, n, a, m: torch.linalg.lstsq(
                 (a * n)[:, m].T, i[m][:, None]
             ).solution[:, 0],

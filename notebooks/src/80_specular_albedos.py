@@ -189,6 +189,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def _blinn_phong(normals: Tensor, points: Tensor, lamp: Tensor, shininess: float, t_s: Tensor) -> Tensor:
+    """Eq. 5, to compare with."""
     half = unit(unit(lamp - points) + torch.tensor([0.0, 0.0, 1.0]))
     return t_s * (normals * half).sum(-1).clamp(min=0) ** shininess
 
@@ -379,7 +380,7 @@ checks.register(
             "The share is that of skin.": lambda s, o, q: _skin_weight(s, o, 1 - q),
             "It is the probability of skin, not of the other.": lambda s, o, q: _skin_weight(o, s, 1 - q),
         },
-        idea="Bayes' rule: of all pixels with this colour, how many are skin? Then Eq. 9.",
+        idea="Bayes' rule: of all pixels with this colour, how many are skin? The weight comes after that.",
         hint="p = share · exp(skin) / (share · exp(skin) + (1 - share) · exp(other)).",
     )
 )
@@ -419,6 +420,7 @@ print(f"off by {numbers['skin_vs_library']:.1e}; sure of skin: {sure:.0%} of the
 
 # %%
 def _photo(seen: Tensor, matt: Tensor, both: Tensor, c: Tensor, m: Tensor, eta: float) -> Tensor:
+    """Eq. 8, to compare with."""
     c, m = c * m, m & (c > 0)
     one = (c * (seen - matt).norm(dim=0)).sum() / c.sum()
     return one + eta * (seen - both).norm(dim=0)[m].mean()
