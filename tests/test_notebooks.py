@@ -362,11 +362,9 @@ LONG = {
     "90": 4,
     "91": 1,
 }  # code cells over it; to shrink
-LATER = ("60", "61", "80")  # notebooks to which this has not been applied yet
-OURS = [master for master in MASTERS if not master.stem.startswith(LATER)]
 
 
-@pytest.mark.parametrize("master", OURS, ids=[m.stem for m in OURS])
+@pytest.mark.parametrize("master", MASTERS, ids=NAMES)
 def test_cells_are_short(master: Path) -> None:
     cells = build.to_notebook(master).cells
     wordy = [c.source[:60] for c in cells if c.cell_type == "markdown" and len(c.source.split()) > WORDS]
@@ -377,7 +375,7 @@ def test_cells_are_short(master: Path) -> None:
     assert len(long) == allowed, f"{master.stem} has {len(long)} long cells by now: set LONG to it"
 
 
-@pytest.mark.parametrize("master", OURS, ids=[m.stem for m in OURS])
+@pytest.mark.parametrize("master", MASTERS, ids=NAMES)
 def test_a_notebook_says_what_is_learned_and_what_was(master: Path) -> None:
     texts = [c.source for c in build.to_notebook(master).cells if c.cell_type == "markdown"]
     assert texts[0].count("**What you will learn**") == 1 and texts[0].count("\n- ") >= 3

@@ -7,6 +7,13 @@
 # data and its loss, train a miniature, watch it iterate, and then the layer that turns its answer into a
 # depth map with a gradient, which notebook 61 builds on.
 #
+# **What you will learn**
+#
+# - to show a network its own answer, as pictures of the face that it described
+# - to make training data for an iteration without running the iteration
+# - to weigh the errors of coefficients by what they move
+# - to send a gradient from pixels through triangles to the numbers of a face
+#
 # **Time:** 60 minutes, with exercises 90. **Before this:** notebooks 10 (the model), 20 (the rasterizer), 40.
 # Sections, equations and figures named here are those of the paper. Notebook 61 has Sections 4.2 to 4.4.
 
@@ -154,7 +161,16 @@ checks.register(
         mistakes={
             "Each axis has a range of its own.": lambda m: (m - m.min()) / (m.max() - m.min()),
             "Subtract the lowest value first.": lambda m: m / (m.max(0).values - m.min(0).values),
+            "Divide by the range, highest minus lowest, not by the highest.": lambda m: (
+                (m - m.min(0).values) / m.max(0).values
+            ),
+            "The cube is [0, 1], not [-1, 1].": lambda m: 2 * _unit_cube(m) - 1,
+            "Lowest and highest are over the vertices, dimension 0, not over x, y, z.": lambda m: (
+                _unit_cube(m.T).T
+            ),
+            "That is mean 0 and deviation 1, which has no bounds.": lambda m: (m - m.mean(0)) / m.std(0),
         },
+        idea="Two vertices of each axis decide: the lowest becomes 0, the highest 1.",
         hint="amin and amax over dimension 0.",
     )
 )
@@ -250,7 +266,13 @@ checks.register(
         mistakes={
             "beta belongs to a row: broadcast it along the parameters.": lambda t, o, b: b * t + (1 - b) * o,
             "At beta = 1 it is the truth.": lambda t, o, b: _mix(o, t, b),
+            "The shares add up to one: the other vector's is 1 - beta.": lambda t, o, b: b[:, None] * t + o,
+            "From the other vector towards the truth: add beta (truth - other).": lambda t, o, b: (
+                o + b[:, None] * (o - t)
+            ),
+            "Every picture has a beta of its own.": lambda t, o, b: _mix(t, o, b.mean().expand(len(b))),
         },
+        idea="beta says how far along the line from the other vector to the truth the estimate has come.",
         hint="beta[:, None] has the shape (B, 1).",
     )
 )
@@ -322,10 +344,12 @@ image_grid(list(0.5 + 0.2 * (seen[:, :1] - 0.5)), [f"β = {b:.2f}" for b in beta
 
 # %%
 def _gmse(estimate: Tensor, truth: Tensor, basis: Tensor) -> Tensor:
+    """Eq. 4, to compare with."""
     moved = torch.einsum("bk,kvc->bvc", estimate - truth, basis)
     return moved.square().sum((1, 2))
 
 
+# %%
 checks.register(
     checks.Exercise(
         name="geometry loss by a Gram matrix",
@@ -344,7 +368,15 @@ checks.register(
                 (e - t).square() @ b.square().sum((1, 2))
             ),
             "That is the length; Eq. 4 is its square.": lambda e, t, b: _gmse(e, t, b).sqrt(),
+            "Eq. 4 is a sum over the vertices, not their mean.": lambda e, t, b: _gmse(e, t, b) / b.shape[1],
+            "Subtract first: a difference of two squares is not the square of the difference.": (
+                lambda e, t, b: _gmse(e, 0 * t, b) - _gmse(0 * e, t, b)
+            ),
+            "d G dᵀ has a value for each pair of pictures: only its diagonal is asked for.": (
+                lambda e, t, b: (moved := (e - t) @ b.flatten(1)) @ moved.T
+            ),
         },
+        idea="|A d|² is (A d)ᵀ(A d); which product in it does not depend on d?",
         hint="basis.flatten(1) is Aᵀ with a component a row; G = Aᵀ A is (K, K).",
     )
 )
@@ -532,6 +564,7 @@ def _scatter(gradient: Tensor, weights: Tensor, corners: Tensor, count: int) -> 
     return result
 
 
+# %%
 checks.register(
     checks.Exercise(
         name="gradients from pixels to vertices",
@@ -551,7 +584,17 @@ checks.register(
                 n
             ).index_put((c.flatten(),), (d[:, None] * w).flatten()),
             "Each corner gets its own weight.": lambda d, w, c, n: _scatter(d, torch.ones_like(w), c, n),
+            "A vertex gets the sum over its pixels, not their mean.": lambda d, w, c, n: (
+                _scatter(d, w, c, n) / c.flatten().bincount(minlength=n).clamp(min=1)
+            ),
+            "Flatten corners and weights in the same order.": lambda d, w, c, n: torch.zeros(n).index_add(
+                0, c.T.flatten(), (d[:, None] * w).flatten()
+            ),
+            "A pixel's gradient goes to its own three corners: gradient[:, None], not repeat(3).": (
+                lambda d, w, c, n: torch.zeros(n).index_add(0, c.flatten(), d.repeat(3) * w.flatten())
+            ),
         },
+        idea="Each pixel gives to three vertices; seen from a vertex, all that it is given adds up.",
         hint="torch.zeros(count).index_add(0, corners.flatten(), ...).",
     )
 )
@@ -584,6 +627,10 @@ layer_depth, layer_mask = depth_map(model, r_now, 120)
 error = (bump * layer_depth[0, 0] * layer_mask[0, 0]).sum()
 (gradient,) = torch.autograd.grad(error, r_now)
 
+# %% [markdown]
+# The same by hand: which triangle is at each pixel, with which $\lambda$, then Eq. 7, then Eq. 5.
+
+# %%
 spots = at.camera.project(model.mean)
 face_index = rasterizer.rasterize(spots, model.triangles, 120, 120)
 seen_at = torch.nonzero(face_index >= 0)
@@ -605,6 +652,12 @@ library = gradient[0, : len(by_hand)]
 numbers["gradient_vs_hand"] = float((by_hand - library).abs().max() / library.abs().max())
 print(f"dE/dα by hand and by the layer: largest difference {numbers['gradient_vs_hand']:.1e}")
 assert numbers["gradient_vs_hand"] < 1e-2
+
+# %% [markdown]
+# What does it ask for? The strongest components, the gradient with the $\lambda$ differentiated as well, and
+# a step:
+
+# %%
 strongest = gradient[0, :IDENTITY].abs().argsort(descending=True)[:3]
 print("identity components that would help most:", strongest.tolist())
 layer_xyz, _ = depth_map(model, r_now, 120, "xyz")
@@ -634,10 +687,10 @@ figure.tight_layout()
 # ## 8 · Why it fails when it fails
 #
 # - **What renders do not show.** "Our network might fail when tested upon unique facial features that were
-# not part of   the training data, such as beards, makeup, and glasses" (Section 6). The mask hides hair
-# around the face, not what   lies on it.
+# not part of the training data, such as beards, makeup, and glasses" (Section 6). The mask hides hair
+# around the face, not what lies on it.
 # - **A first look that is far off.** The mask of $r_0$ is the mean face's, in the middle. If the face is
-# elsewhere, the   network sees a part of it. Measure it:
+# elsewhere, the network sees a part of it. Measure it:
 
 # %%
 shifts = torch.tensor([0.0, 0.1, 0.2, 0.3])
@@ -657,6 +710,9 @@ for share, off in zip(shifts.tolist(), shifted):
 # %% [markdown]
 # - **Depth from the front.** A weak perspective camera cannot tell near from far: $t_z$ is not among the six
 # numbers.
+#
+# **What you have now.** A network that looks again, the loss that says which of its numbers matter, and a
+# depth map with a gradient. What a model of faces cannot say is still missing: notebook 61.
 #
 # ## More exercises
 #

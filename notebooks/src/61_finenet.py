@@ -9,6 +9,13 @@
 # the result at once, put the detail on a mesh that opens in Blender, and see what no criterion of this kind
 # can tell apart.
 #
+# **What you will learn**
+#
+# - to write a loss that asks whether a surface would look like the picture, and needs no truth
+# - to get light and albedo out of one picture by least squares, with a face model's help
+# - to read printed weights together with the unit of what they weigh
+# - to say what shading leaves open: bas-relief, and what is painted
+#
 # **Time:** 75 minutes, with exercises 105. **Before this:** notebooks 21 (image formation), 60 (CoarseNet,
 # and the layer that draws its depth map). Sections, equations and figures named here are those of the paper.
 
@@ -112,6 +119,7 @@ def _sheet(g: torch.Generator) -> tuple[Tensor, float]:
     return 100 + 5 * (a * x + b * y) + 3 * (c * x * y + d * x**2), float(0.5 + torch.rand(1, generator=g))
 
 
+# %%
 checks.register(
     checks.Exercise(
         name="normals of a depth map",
@@ -129,7 +137,13 @@ checks.register(
             "The picture's rows run down, +y is up.": (
                 lambda z, s: _normals(z, s) * torch.tensor([1.0, -1.0, 1.0])[:, None, None]
             ),
+            "A normal has length 1.": lambda z, s: _normals(z, s) / _normals(z, s)[2:],
+            "torch.gradient gives the slope down the rows first, the one to the right second.": (
+                lambda z, s: _normals(z, s)[[1, 0, 2]] * torch.tensor([-1.0, -1.0, 1.0])[:, None, None]
+            ),
+            "Multiply by the scale: mm per mm is mm per px times px per mm.": lambda z, s: _normals(z, 1 / s),
         },
+        idea="Two tangents of the surface, one to the right and one down, and what is perpendicular to both.",
         hint="down, right = torch.gradient(depth); (scale right, -scale down, 1), made a unit vector.",
         tolerance=1e-3,
     )
@@ -169,6 +183,7 @@ assert numbers["normals_vs_library"] < 1e-3
 
 # %%
 def _light(intensity: Tensor, normals: Tensor, albedo: Tensor, mask: Tensor) -> Tensor:
+    """Eq. 11, to compare with."""
     rows = (albedo * torch.cat([torch.ones_like(normals[:1]), normals]))[:, mask].T
     return torch.linalg.lstsq(rows, intensity[mask][:, None]).solution[:, 0]
 
@@ -181,6 +196,7 @@ def _lit(g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return drawn + 0.1 * torch.randn(9, 8, generator=g), normals, albedo, mask
 
 
+# %%
 checks.register(
     checks.Exercise(
         name="light by least squares",
@@ -193,7 +209,15 @@ checks.register(
         mistakes={
             "Only the mask's pixels are equations.": lambda i, n, a, m: _light(i, n, a, m | True),
             "Each row is multiplied by its albedo.": lambda i, n, a, m: _light(i, n, a * 0 + 1, m),
+            "Intensity over albedo is another problem: an error at a dark pixel would count more.": (
+                lambda i, n, a, m: _light(i / a, n, a * 0 + 1, m)
+            ),
+            "Y begins with the constant 1.": lambda i, n, a, m: _light(i, n, a, m).roll(-1),
+            "Four unknowns: the constant is missing.": lambda i, n, a, m: torch.linalg.lstsq(
+                (a * n)[:, m].T, i[m][:, None]
+            ).solution[:, 0],
         },
+        idea="Every pixel of the mask is one linear equation; what stands before the four unknowns?",
         hint="A[:, k] = albedo · Y_k for the mask's pixels; torch.linalg.lstsq(A, b).solution.",
         tolerance=1e-3,
     )
@@ -266,6 +290,7 @@ def _smoothness(depth: Tensor) -> Tensor:
     return laplacian(depth[None])[0, 1:-1, 1:-1].abs().mean()
 
 
+# %%
 checks.register(
     checks.Exercise(
         name="smoothness of a depth map",
@@ -281,7 +306,18 @@ checks.register(
                 laplacian(z[None])[0, 1:-1, 1:-1].mean().abs()
             ),
             "Leave the border out.": lambda z: laplacian(z[None])[0].abs().mean(),
+            "The mean over the pixels, not the sum.": lambda z: laplacian(z[None])[0, 1:-1, 1:-1].abs().sum(),
+            "The neighbours' sum minus four times the middle, not their mean minus the middle.": lambda z: (
+                _smoothness(z) / 4
+            ),
+            "Both directions are added before the absolute value.": lambda z: (
+                z.diff(n=2, dim=0)[:, 1:-1].abs() + z.diff(n=2, dim=1)[1:-1].abs()
+            ).mean(),
+            "Those are slopes; the Laplacian has second differences.": lambda z: (
+                (z[1:-1, 2:] - z[1:-1, 1:-1]).abs() + (z[2:, 1:-1] - z[1:-1, 1:-1]).abs()
+            ).mean(),
         },
+        idea="A plane, however steep, costs nothing: it is bending that counts, up or down.",
         hint="Slices: depth[:-2, 1:-1] are the neighbours above.",
     )
 )
@@ -549,30 +585,51 @@ def _bas_relief(normals: Tensor, albedo: Tensor, light: Tensor, flat: float) -> 
     return b / length, length, light * torch.tensor([1.0, 1.0, flat])
 
 
+def _relief_inputs(g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, float]:
+    normals = _normals(torch.randn(6, 7, generator=g), 1.0)
+    albedo, light = 0.2 + torch.rand(6, 7, generator=g), torch.randn(3, generator=g)
+    return normals, albedo, light, float(0.3 + torch.rand(1, generator=g))
+
+
+def _unnormalised(
+    normals: Tensor, albedo: Tensor, light: Tensor, flat: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.cat([normals[:2], normals[2:] / flat]), albedo, _bas_relief(normals, albedo, light, flat)[2]
+
+
+def _dimmed(normals: Tensor, albedo: Tensor, light: Tensor, flat: float) -> tuple[Tensor, Tensor, Tensor]:
+    turned, other, moved = _bas_relief(normals, albedo, light, flat)
+    return turned, flat * other, moved
+
+
+# %%
 checks.register(
     checks.Exercise(
         name="bas-relief",
         task="f(normals (3, H, W), albedo (H, W), light (3,), flat) -> (normals, albedo, light) of the "
         "surface with flat times the depth that makes the same picture albedo · <light, normal>.",
         reference=_bas_relief,
-        inputs=lambda g: (
-            _normals(torch.randn(6, 7, generator=g), 1.0),
-            0.2 + torch.rand(6, 7, generator=g),
-            torch.randn(3, generator=g),
-            float(0.3 + torch.rand(1, generator=g)),
-        ),
+        inputs=_relief_inputs,
         difficulty=4,
         minutes=20,
         mistakes={
-            "Normals have length one: what is left over goes into the albedo.": lambda n, a, s, f: (
-                n * torch.tensor([1.0, 1.0, 1 / f])[:, None, None],
-                a,
-                s * torch.tensor([1.0, 1.0, f]),
+            "The light changes, too.": lambda n, a, s, f: (*_bas_relief(n, a, s, f)[:2], s),
+            "n_z was divided, so l_z has to be multiplied.": lambda n, a, s, f: (
+                *_bas_relief(n, a, s, f)[:2],
+                _bas_relief(n, a, s, 1 / f)[2],
             ),
+            "The albedo changes, too: it is the length of the changed ρ n.": lambda n, a, s, f: (
+                _bas_relief(n, a, s, f)[0],
+                a,
+                _bas_relief(n, a, s, f)[2],
+            ),
+            "(f n_x, f n_y, n_z) has the right direction, but its picture is f times as bright.": _dimmed,
+            "Normals have length one: what is left over goes into the albedo.": _unnormalised,
             "A flatter surface has normals that point more towards us.": lambda n, a, s, f: _bas_relief(
                 n, a, s, 1 / f
             ),
         },
+        idea="The picture has only <l, ρ n> in it: what is done to one factor is undone in the other.",
         hint="Work with b = ρ n: the picture is <l, b>. Transform b, then split off its length.",
         tolerance=1e-3,
     )
@@ -659,8 +716,12 @@ image_grid([covered[0], *hairy.values()], ["a fringe", *hairy], inches=1.9)
 # %% [markdown]
 # - **Highlights and cast shadows** are neither albedo nor Eq. 8's shading: a shiny forehead gets a bump.
 # - **Light from the camera** (a flash): $\partial I/\partial z$ vanishes for a frontal surface; folds are not
-# seen. - **A coarse face that lies beside the real one** lends its nose's normals to a cheek.
+# seen.
+# - **A coarse face that lies beside the real one** lends its nose's normals to a cheek.
 # - **Noise and JPEG** are small bends; smoothness has to outweigh them, and with them the finest folds.
+#
+# **What you have now.** A criterion of three terms, its optimum and a network that guesses it, folds on a
+# mesh, and two faces, a flat one and a painted one, that no such criterion can tell from what they look like.
 #
 # ## More exercises
 #

@@ -8,6 +8,13 @@
 # a light patch of skin are so hard to tell apart, train a miniature, and use the shipped network: take a
 # face's shine off, and put it somewhere else.
 #
+# **What you will learn**
+#
+# - to draw skin with two albedos, and to keep apart what is linear and what a camera encodes
+# - to read six losses: which number each of them pulls at, and in which unit its weight is meant
+# - to see why a highlight and light skin make the same picture, and what decides between them
+# - to relight a face by its highlight alone
+#
 # **Time:** 75 minutes, with exercises 110. **Before this:** notebooks 21 (image formation) and 50 (MoFA).
 # Equations and tables named here are those of the paper.
 
@@ -35,6 +42,8 @@ from facelab.methods.specular import (
     layout,
     make_network,
 )
+
+# %%
 from facelab.methods.specular_losses import (
     HEAVY,
     INNER_LIPS,
@@ -180,6 +189,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def _blinn_phong(normals: Tensor, points: Tensor, lamp: Tensor, shininess: float, t_s: Tensor) -> Tensor:
+    """Eq. 5, to compare with."""
     half = unit(unit(lamp - points) + torch.tensor([0.0, 0.0, 1.0]))
     return t_s * (normals * half).sum(-1).clamp(min=0) ** shininess
 
@@ -190,6 +200,7 @@ def _shiny(g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, float, Tensor]:
     return normals, points, lamp, float(2 + 5 * torch.rand(1, generator=g)), torch.rand(20, generator=g)
 
 
+# %%
 checks.register(
     checks.Exercise(
         name="Blinn-Phong",
@@ -209,7 +220,17 @@ checks.register(
             "Clamp before the power.": lambda n, p, lamp, s, t: (
                 t * (n * unit(unit(lamp - p) + torch.tensor([0.0, 0.0, 1.0]))).sum(-1).abs() ** s
             ),
+            "From the point to the lamp, not from the lamp to the point.": lambda n, p, lamp, s, t: (
+                _blinn_phong(n, p, 2 * p - lamp, s, t)
+            ),
+            "h has length one.": lambda n, p, lamp, s, t: (
+                t * (n * (unit(lamp - p) + torch.tensor([0.0, 0.0, 1.0]))).sum(-1).clamp(min=0) ** s
+            ),
+            "Only ⟨h, n⟩ is raised to the power; t_s stands before it.": lambda n, p, lamp, s, t: (
+                _blinn_phong(n, p, lamp, s, t**s)
+            ),
         },
+        idea="A mirror would show us the lamp if its normal were h; how near is the skin's to that?",
         hint="h = normalise(normalise(lamp - point) + (0, 0, 1)).",
     )
 )
@@ -334,6 +355,7 @@ def _skin_weight(skin: Tensor, other: Tensor, share: float) -> Tensor:
     return skin_weights(p)
 
 
+# %%
 checks.register(
     checks.Exercise(
         name="skin weights",
@@ -354,7 +376,11 @@ checks.register(
             "Densities are given as logarithms.": lambda s, o, q: skin_weights(
                 q * s.abs() / (q * s.abs() + (1 - q) * o.abs())
             ),
+            "Up to one half the weight is p, not 0.": lambda s, o, q: (_skin_weight(s, o, q) == 1).float(),
+            "The share is that of skin.": lambda s, o, q: _skin_weight(s, o, 1 - q),
+            "It is the probability of skin, not of the other.": lambda s, o, q: _skin_weight(o, s, 1 - q),
         },
+        idea="Bayes' rule: of all pixels with this colour, how many are skin? The weight comes after that.",
         hint="p = share · exp(skin) / (share · exp(skin) + (1 - share) · exp(other)).",
     )
 )
@@ -394,6 +420,7 @@ print(f"off by {numbers['skin_vs_library']:.1e}; sure of skin: {sure:.0%} of the
 
 # %%
 def _photo(seen: Tensor, matt: Tensor, both: Tensor, c: Tensor, m: Tensor, eta: float) -> Tensor:
+    """Eq. 8, to compare with."""
     c, m = c * m, m & (c > 0)
     one = (c * (seen - matt).norm(dim=0)).sum() / c.sum()
     return one + eta * (seen - both).norm(dim=0)[m].mean()
@@ -405,6 +432,13 @@ def _seen(g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, f
     return a, b, c, torch.where(skin < 0.2, 0.0, skin), torch.rand(8, 9, generator=g) > 0.3, 0.7
 
 
+def _squares(seen: Tensor, matt: Tensor, both: Tensor, c: Tensor, m: Tensor, eta: float) -> Tensor:
+    c, m = c * m, m & (c > 0)
+    one = (c * (seen - matt).square().sum(0)).sum() / c.sum()
+    return one + eta * (seen - both).square().sum(0)[m].mean()
+
+
+# %%
 checks.register(
     checks.Exercise(
         name="photometric loss",
@@ -415,8 +449,11 @@ checks.register(
         difficulty=3,
         minutes=15,
         mistakes={
-            "The norm is over the three channels of a pixel, not squared.": lambda s, d, b, c, m, e: _photo(
-                s.square(), d.square(), b.square(), c, m, e
+            "The norm over the three channels of a pixel has a root.": _squares,
+            "The first sum is divided by the sum of C_skin, not by the number of pixels.": (
+                lambda s, d, b, c, m, e: (
+                    _photo(s, d, b, c, m, 0.0) * c[m & (c > 0)].mean() + _photo(s, s, b, c, m, e)
+                )
             ),
             "The second sum is not weighted: every pixel of M counts 1.": lambda s, d, b, c, m, e: (
                 _photo(s, d, b, c, m, 0.0) + e * _photo(s, b, b, c, m, 0.0)
@@ -428,7 +465,8 @@ checks.register(
                 s, d, d, c, m, e
             ),
         },
-        hint="(seen - diffuse).norm(dim=0) is (H, W).",
+        idea="Two weighted means over pixels of the length of a colour's error; with which weights?",
+        hint="(seen - diffuse).norm(dim=0) is (H, W); divide each sum by the sum of its own weights.",
     )
 )
 print(checks.describe("photometric loss"))
@@ -504,6 +542,9 @@ def _corners(p: Tensor) -> Tensor:
     return p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]
 
 
+# %%
+CLOCKWISE = torch.tensor([[2.0, 1.0], [2.0, 9.0], [7.0, 9.0], [7.0, 1.0]])
+
 checks.register(
     checks.Exercise(
         name="area of a polygon",
@@ -518,7 +559,13 @@ checks.register(
             "The absolute value is that of the sum: its parts may be negative.": lambda p: (
                 _corners(p).abs().sum() / 2
             ),
+            "The other way round the sum is negative, the area is not.": lambda p: _corners(p).sum() / 2,
+            "Minus, not plus: x_i y_{i+1} - y_i x_{i+1}.": lambda p: (
+                (p * p.roll(-1, 0).flip(1)).sum().abs() / 2
+            ),
         },
+        edges=((CLOCKWISE,),),
+        idea="A triangle from the origin to each side, counted plus or minus by its sense of rotation.",
         hint="The shoelace formula: half of the sum of x_i y_{i+1} - y_i x_{i+1}.",
     )
 )
@@ -564,6 +611,7 @@ def _uniform(colours: Tensor, light: Tensor) -> Tensor:
     return away + (light - light.mean(1, keepdim=True)).square().sum()
 
 
+# %%
 checks.register(
     checks.Exercise(
         name="uniform loss",
@@ -582,7 +630,17 @@ checks.register(
             "The first term is a mean over pixels.": lambda t, c: (
                 (t - t.mean(0)).square().sum() + _uniform(t, c) - _uniform(t, 0 * c)
             ),
+            "Only pixels are averaged: the squares of a pixel's three channels are added.": lambda t, c: (
+                _uniform(t / 3**0.5, c)
+            ),
+            "The mean is that of the face, a colour, not each pixel's own grey.": lambda t, c: (
+                (t - t.mean(1, keepdim=True)).square().sum(1).mean() + _uniform(0 * t, c)
+            ),
+            "The second term is a sum over the coefficients and channels, not a mean.": lambda t, c: _uniform(
+                t, c / c.numel() ** 0.5
+            ),
         },
+        idea="How far is everything from one colour, and how far is the light from white?",
         hint="colours.mean(0) is (3,); light.mean(1, keepdim=True) is (9, 1).",
     )
 )
@@ -691,6 +749,7 @@ def fitted(batch: Batch, uniform: float) -> Tensor:
     return (known + free * change).detach()
 
 
+# %%
 shown, titles = [true_drawn.diffuse[0].clamp(0, 1)], ["true diffuse"]
 extra = linear_to_srgb((srgb_to_linear(true_drawn.both) - srgb_to_linear(true_drawn.diffuse)).clamp(min=0))
 shown, titles = [*shown, extra[0].clamp(0, 1)], [*titles, "true shine"]
@@ -915,6 +974,11 @@ image_grid([photo[0], answers_of["one lamp"].both[0].clamp(0, 1), two[0],
 # - **A flash beside the lens** puts the highlight where the face looks at us, always: lamp, shape and pose
 # explain it equally well.
 #
+# **What you have now.** Every equation of the paper beside the library's, six losses and what each of them
+# can see, a network that names shine, and the reasons to doubt it where there are several lamps or the skin
+# is unlike the model's. Notebook 90 measures it beside the others.
+
+# %% [markdown]
 # ## More exercises
 #
 # **6.** (★★, 15 minutes) Eq. 13 with absolute values instead of squares: what does its gradient do where most
