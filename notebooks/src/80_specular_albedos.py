@@ -885,9 +885,9 @@ box = (slice(low + 4, high - 4), slice(left + 4, right - 4))
 numbers["skin_under_bar"] = float(again[skin_class][box].mean())
 numbers["skin_without_bar"] = float(probabilities[skin_class][box].mean())
 painted_again = torch.einsum("chw,cr->rhw", again, palette)
+print(dict(zip(CLASSES, probabilities.mean((1, 2)).tolist())), "under the bar:", numbers["skin_under_bar"])
 image_grid([crop.image, painted, colour.expand(3, -1, -1), covered, painted_again],
            ["photograph", "classes", "C_skin", "a dark bar", "classes"], inches=2)  # fmt: skip
-print(dict(zip(CLASSES, probabilities.mean((1, 2)).tolist())), "under the bar:", numbers["skin_under_bar"])
 
 # %% [markdown]
 # ### Relit
@@ -910,9 +910,9 @@ for lamp, polish in (((-2.5, 0.0, -1.0), 0.0), ((2.5, 0.0, -1.0), 0.0), ((0.0, 0
     extra = srgb_to_linear(view.both) - srgb_to_linear(view.diffuse)
     relit.append(linear_to_srgb((own + 3 * extra[0]).clamp(0, 1)))
 relit = [composite(one_more, on_skin, crop.image) for one_more in relit]
+numbers["relit_differs"] = float((relit[1] - relit[2]).abs().mean(0)[mask[0]].mean())
 image_grid([crop.image, *relit], ["photograph", "shine off", "lamp left", "lamp right", "polished"],
            inches=2)  # fmt: skip
-numbers["relit_differs"] = float((relit[1] - relit[2]).abs().mean(0)[mask[0]].mean())
 
 # %% [markdown]
 # ## 9 · Tables 1 and 2
