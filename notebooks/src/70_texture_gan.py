@@ -1206,7 +1206,7 @@ image_grid([on_face(one) for one in (tried[0], controls["flat"][0], controls["no
 #
 # | | paper | shipped with facelab |
 # |---|---|---|
-# | textures | about 10,000 of scanned people (LSFM) | painted, and unwrapped portraits: see the card |
+# | textures | about 10,000 of scanned people (LSFM) | 829 unwrapped portraits |
 # | texels | 512² RGB | the card's, RGB and specular |
 # | latents | 512 | the card's |
 # | training | progressive GAN, WGAN-GP (Karras et al.) | logistic with R1; added and anchored to Eq. 1 |
