@@ -1056,9 +1056,9 @@ image_grid([unknown.image, *cases.values(), linear_to_srgb(fooling.texture[:3])]
 # %% [markdown]
 # All of them were free of the generator, and two convince dlib far more than the fit did. The free pixels may
 # differ by 0.04 from the picture "before", and look like it, with noise. The free texels make a harlequin,
-# whom no one would know again. These are *adversarial examples*: directions in which one network's answer changes fast
-# and hardly anything else does. SFace moves in part, too: what fools one network fools another a little, and
-# hair and background, which are the photograph's own, help everybody (it calls two pictures one person above
+# whom no one would know again. These are *adversarial examples*: directions in which one network's answer
+# changes fast and hardly anything else does. SFace moves, too: what fools one network fools another, and hair
+# and background, which are the photograph's own, help everybody (it calls two pictures one person above
 # 0.363). So another network can judge, if not beyond doubt; the one that was descended on cannot at all.
 #
 # The light, six numbers, is enough to begin with: the face turns pale, because dlib likes it so. That is
